@@ -512,6 +512,7 @@ class Pool:
             self, slots, age=age, tokens=tokens, priority=priority, clock=clock, call=call
         )
         ticket.key, ticket.shown_key, ticket.run = key, shown_key, run
+        ticket.before = _NO_START, _NO_START
         with self._lock:
             self._is_moving = True
             try:
@@ -797,7 +798,7 @@ class PoolTicket:
     """A place in the line of a pool, and then slots of it, until it is released."""
 
     __slots__ = (
-        *("_call", "_era", "_is_done", "_is_passed_over", "_pool", "age", "clock"),
+        *("_call", "_era", "_is_done", "_is_passed_over", "_pool", "age", "before", "clock"),
         *("has_slots", "has_start", "key", "priority", "run", "shown_key", "slots"),
         *("started_s", "tokens"),
     )
@@ -806,6 +807,8 @@ class PoolTicket:
     """What displays call its key. Those that had to wait have it, and the next."""
     run: object
     """Stands for the run that takes turns with others."""
+    before: tuple[_CountedStart, _CountedStart]
+    """The starts that counted when it took its own: for the rate of starts, and of tokens."""
 
     def __init__(
         self,
@@ -947,51 +950,56 @@ class _Gate:
     def take(self, ticket: PoolTicket) -> None:
         assert ticket.clock is not None
         ticket.started_s = self.now_s(ticket.clock)
-        self.starts.take(ticket, 1)
-        self.tokens.take(ticket, ticket.tokens)
+        ticket.before = self.starts.take(ticket, 1), self.tokens.take(ticket, ticket.tokens)
 
     def give_back(self, ticket: PoolTicket) -> None:
-        self.starts.give_back(ticket)
-        self.tokens.give_back(ticket)
+        starts, tokens = ticket.before
+        self.starts.give_back(ticket, starts)
+        self.tokens.give_back(ticket, tokens)
+
+
+class _CountedStart(NamedTuple):
+    """A start that counts against a rate."""
+
+    age: int = -1
+    """That of its ticket."""
+    at_s: float = -math.inf
+    units: float = 0.0
+
+
+_NO_START = _CountedStart()
 
 
 class _Rate:
     """Spreads evenly what starts: the next may start when what the latest took has passed."""
 
-    __slots__ = ("_latest_age", "_latest_s", "_longest_s", "_unit_s", "_units", "opens_s")
+    __slots__ = ("_latest", "_longest_s", "_unit_s", "opens_s")
 
     def __init__(self, unit_s: float, longest_s: float = math.inf) -> None:
         self._unit_s = unit_s
         self._longest_s = longest_s
-        self._forget()
+        self._count(_NO_START)
 
-    def _forget(self) -> None:
-        self._latest_age = -1
-        self._latest_s, self._units = -math.inf, 0.0
-        """When the latest that counts has started, and how many units it took."""
-        self.opens_s = -math.inf
+    def _count(self, latest: _CountedStart) -> None:
+        self._latest = latest
+        self.opens_s = latest.at_s + min(latest.units * self._unit_s, self._longest_s)
 
     def set(self, unit_s: float) -> None:
         """Let a unit take another time, after the latest start too."""
         before_s, self._unit_s = self._unit_s, unit_s
-        if not before_s or not unit_s:
-            self._forget()
-        elif before_s != unit_s:
-            self.opens_s = self._latest_s + self._takes_s(self._units)
+        self._count(self._latest if before_s and unit_s else _NO_START)
 
-    def _takes_s(self, units: float) -> float:
-        return min(units * self._unit_s, self._longest_s)
-
-    def take(self, ticket: PoolTicket, units: float) -> None:
+    def take(self, ticket: PoolTicket, units: float) -> _CountedStart:
+        """Count a start; return the one that counted until then, for `give_back`."""
+        before = self._latest
         if self._unit_s and units:
-            self._latest_age = ticket.age
-            self._latest_s, self._units = ticket.started_s, units
-            self.opens_s = ticket.started_s + self._takes_s(units)
+            self._count(_CountedStart(ticket.age, ticket.started_s, units))
+        return before
 
-    def give_back(self, ticket: PoolTicket) -> None:
+    def give_back(self, ticket: PoolTicket, before: _CountedStart) -> None:
         # One that started later has waited for these units already.
-        if self._latest_age == ticket.age:
-            self.opens_s, self._units = ticket.started_s, 0.0
+        if self._latest.age == ticket.age:
+            self._count(before)
 
 
 for _public in (Pool, PoolKeyStats, PoolStats):

@@ -254,6 +254,21 @@ class TestNumbers:
 
         assert hand.starts == [0, 0]
 
+    def test_the_start_before_one_that_was_given_back_counts_when_the_rate_is_set(self) -> None:
+        pool, hand = Pool(9, per_second=1, tokens_per_minute=600), Hand()
+        hand.join(pool, "began", tokens=10)
+        hand.run(2.0)
+        hand.join(pool, "never began", tokens=10).release(unused=True)
+
+        pool.per_second = 0.1
+        hand.join(pool, "next")
+        hand.run(11.0)
+        pool.tokens_per_minute = 30
+        hand.join(pool, "takes tokens", tokens=1)
+        hand.run()
+
+        assert hand.starts == pytest.approx([0, 2, 10, 20])
+
     def test_tokens_beyond_what_a_minute_gives_now_count_as_those_of_a_minute(self) -> None:
         pool, hand = Pool(9, tokens_per_minute=1_000), Hand()
         pool.tokens_per_minute = 100
@@ -620,6 +635,38 @@ class TestRate:
             assert len(within) <= rate + 1
         for before, after in itertools.pairwise(starts):
             assert after - before >= 1 / rate - 1e-6
+
+    @given(st.randoms(use_true_random=False))
+    def test_each_start_is_an_interval_after_the_last_that_began_whatever_is_set_meanwhile(
+        self, chance: random.Random
+    ) -> None:
+        pool, hand, rate = Pool(9, per_second=2), Hand(), 2.0
+        given: dict[str, PoolTicket] = {}
+        """Those that have joined, and have not begun yet."""
+        counted: dict[str, float] = {}
+        """The starts that were not given back."""
+
+        for number in range(40):
+            what = chance.choice(["join", "join", "begin", "give back", "pass", "pass", "set"])
+            if what == "join":
+                given[str(number)] = hand.join(pool, str(number))
+            elif what == "set":
+                pool.per_second = rate = chance.choice([0.5, 2, 4])
+            elif what == "pass":
+                hand.run(hand.now + chance.random())
+            elif given:
+                name = chance.choice([*given])
+                ticket = given.pop(name)
+                if what == "give back":
+                    ticket.release(unused=True)
+                    counted.pop(name, None)
+                elif ticket.has_slots:
+                    ticket.release()
+            for name, start in zip(hand.order, hand.starts, strict=True):
+                assert start - max(counted.values(), default=-math.inf) >= 1 / rate - 1e-6
+                counted[name] = start
+            hand.order.clear()
+            hand.starts.clear()
 
     def test_the_start_and_the_tokens_of_an_attempt_that_never_began_are_returned(self) -> None:
         pool, hand = Pool(10, tokens_per_minute=600, per_minute=6), Hand()
