@@ -59,8 +59,16 @@ def _names(steps: Sequence[str]) -> str:
 
 
 def retried_steps(view: RunView) -> list[str]:
-    """Return the names of the steps that had more than one attempt, or an item that had."""
-    return [name for name, step in view.steps.items() if any(map(_is_retried, _with_items([step])))]
+    """Return the names of the steps that `is_retried` holds for."""
+    return [name for name, step in view.steps.items() if is_retried(step)]
+
+
+def is_retried(step: StepView) -> bool:
+    """Whether a step has passed, or runs, after an attempt that failed, or an item of it has.
+
+    One that failed for good all the same, or fell back, is not retried: it has failed.
+    """
+    return step.error is None and any(map(_has_another_attempt, _with_items([step])))
 
 
 def endured_steps(view: RunView) -> Iterator[StepView]:
@@ -78,8 +86,8 @@ def _with_items(steps: Iterable[StepView]) -> Iterator[StepView]:
         yield from (step.items or {}).values()
 
 
-def _is_retried(step: StepView) -> bool:
-    return len(step.attempts) - step.fresh_from > 1
+def _has_another_attempt(step: StepView) -> bool:
+    return step.error is None and len(step.attempts) - step.fresh_from > 1
 
 
 def lost_steps(view: RunView) -> list[LostSteps]:

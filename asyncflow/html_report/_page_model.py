@@ -25,6 +25,7 @@ from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, received
+from asyncflow._views.run_end import is_retried
 from asyncflow._views.run_view import RunView
 from asyncflow._views.spans import spans_of
 from asyncflow._views.waiting import Wait
@@ -327,10 +328,9 @@ class PageModel:
     def traits(self, step: StepView) -> str:
         """Return what the filter of the page knows of a step: ``failed``, ``retried``, ``slow``."""
         took = step.duration_ms(self.now_ms)
-        failed_before = any(each.end != "succeeded" for each in step.attempts[:-1])
         found = {
             "failed": step.status is StepStatus.FAILED,
-            "retried": failed_before or self.retries(step) > 0,
+            "retried": is_retried(step),
             "slow": took is not None and self._is_slow(step, took),
         }
         return " ".join(trait for trait, has in found.items() if has)

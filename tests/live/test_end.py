@@ -28,6 +28,7 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
 )
+from asyncflow.html_report._page_model import PageModel
 from asyncflow.live._end import run_end
 from asyncflow.live._theme import ASCII, UNICODE, Theme
 
@@ -262,6 +263,25 @@ def test_a_run_that_passed_names_what_was_retried_and_counts_what_failed() -> No
     assert lines_of(events, width=150)[-1].startswith(
         "✓ PASSED in 12 ms: 7 succeeded, 5 retried (s0, s1, s2, 2 more), 1 item failed, tolerated"
     )
+
+
+def test_what_failed_at_its_last_attempt_was_not_retried() -> None:
+    error = OSError("away")
+
+    def twice(step: str, item: int | None = None) -> list[Event]:
+        return [
+            AttemptStarted(step, 1, 1.0, item=item),
+            AttemptFailed(step, 1, 2.0, error, 0.0, item=item),
+            AttemptStarted(step, 2, 2.0, item=item),
+            StepFailed(step, 2, 3.0, error, item=item),
+        ]
+
+    start = RunStarted("r", 0.0, {"fetch": (), "load": ("fetch",)})
+    items = [MapStarted("fetch", 0.0, 1), *twice("fetch", 0), StepSucceeded("fetch", 0, 3.0, None)]
+    view = RunView([start, *items, *twice("load"), RunFinished(4.0, RunStatus.FAILED)])
+
+    assert verdict(view) == "FAILED in 4 ms: 1 succeeded, 1 failed, 1 item failed, tolerated"
+    assert [PageModel(view, 4.0).traits(step) for step in view.steps.values()] == ["", "failed"]
 
 
 @given(
