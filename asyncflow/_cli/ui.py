@@ -53,13 +53,13 @@ _TOKEN = "ASYNCFLOW_TOKEN"
 )
 @click.option(
     "--pipeline",
-    "targets",
+    "pipelines",  # as the project's defaults name them
     metavar="MODULE:PIPELINE",
     shell_complete=complete_target,
     multiple=True,
     envvar=PIPELINES,
     show_envvar=True,
-    help="A pipeline whose runs the pages can resume; repeatable.",
+    help="A pipeline whose runs the pages can resume and rerun; repeatable.",
 )
 @click.option("--open", "opens", is_flag=True, help="Open the pages in a browser.")
 @logs_option
@@ -69,18 +69,18 @@ def ui(
     host: str,
     port: int,
     token: str | None,
-    targets: Sequence[str],
+    pipelines: Sequence[str],
     opens: bool,
     logs: str | None,
     log_level: int | None,
 ) -> None:
     """Serve pages that show the runs of a journal as they happen, until a signal stops it.
 
-    The pages can cancel runs, and resume those of the pipelines that are named here.
+    The pages can cancel runs, and resume and rerun those of the pipelines that are named: here, or
+    as `pipelines` of the project.
     """
-    loaded = [load_pipeline(target).orchestrator for target in targets]
-    pipelines = {orchestrator.name: orchestrator for orchestrator in loaded}
-
+    loaded = [load_pipeline(target).orchestrator for target in pipelines]
+    by_name = {orchestrator.name: orchestrator for orchestrator in loaded}
     is_new = not journal_exists(journal)
 
     def on_ready(url: str) -> None:
@@ -95,7 +95,7 @@ def ui(
 
     kept = kept_logs(logs)
     with logs_on_stderr(log_level, kept, is_asked=logs is not None):
-        code = asyncio.run(_serve(journal, kept, host, port, token, pipelines, on_ready))
+        code = asyncio.run(_serve(journal, kept, host, port, token, by_name, on_ready))
     sys.exit(code)
 
 

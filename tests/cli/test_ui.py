@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -68,6 +69,24 @@ def test_the_pages_are_served_until_a_signal_arrives(
     assert "calm-otter-1" in seen["page"]
     assert result.stderr.startswith(f"The runs of asyncflow.db are at {seen['url']}\n")
     assert f"{number.name}: closing the pages. " in result.stderr
+
+
+def test_the_pages_have_the_pipelines_of_the_project(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.write("pyproject.toml", "[tool.asyncflow]\npipelines = ['etl:pipeline']\n")
+    shell("run", "etl:pipeline", "--quiet", "--run-id", "first")
+
+    def rerun(url: str) -> str:
+        body, headers = b'{"all": true}', {"Content-Type": "application/json"}
+        asked = urllib.request.Request(f"{url}api/runs/first/rerun", body, headers)
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            return str(json.load(answer)["done"])
+
+    seen = open_and_signal(monkeypatch, signal.SIGTERM, rerun)
+    shell("ui", "--port", "0", "--open", exits=143)
+
+    assert seen["page"] == "rerun"
 
 
 def test_the_pages_of_a_journal_without_runs_show_the_first_one(
