@@ -8,7 +8,7 @@ from typing import get_args
 
 import click
 
-from asyncflow._cli.execution import explained_refusals, free_name
+from asyncflow._cli.execution import explained_refusals
 from asyncflow._cli.inputs import read_inputs
 from asyncflow._cli.loader import load_pipeline
 from asyncflow._cli.options import (
@@ -26,6 +26,7 @@ from asyncflow._cli.output import stdout_for_results_only
 from asyncflow._cli.run import check_run_id
 from asyncflow._core.results import AttributeValue
 from asyncflow._runtime.options import OnConflict
+from asyncflow.journal._run_names import free_name
 
 _EXAMPLES = """\b
 Examples:

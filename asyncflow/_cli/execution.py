@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -60,6 +59,7 @@ from asyncflow._policies.observers import AnyObserver
 from asyncflow._views.next_command import command_of, next_commands
 from asyncflow.events import Event, RunStarted, StepSucceeded
 from asyncflow.journal._queries import USUAL_RUNS
+from asyncflow.journal._run_names import free_name, new_run_name
 from asyncflow.journal._streams import latest_streamed
 
 if TYPE_CHECKING:
@@ -118,13 +118,6 @@ async def execute(execution: Execution) -> RunEnd:
         async with opened as journal:
             run_id = execution.run_id or await free_name(journal)
             return await _execute(execution, run_id, journal)
-
-
-async def free_name(journal: AnyJournal) -> str:
-    """Return an unused name; a used one would resume that run."""
-    while await journal.runs(text=(name := new_run_name()), limit=1):
-        pass
-    return name
 
 
 async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None) -> RunEnd:
@@ -412,30 +405,3 @@ def stopped_by_signals(task: asyncio.Task[Any], notice: str) -> Iterator[StopSig
 
 def _wake_up() -> None:
     """Run in the loop, after the handler of the interpreter has done its work."""
-
-
-# Names of runs that people can say, remember and type: calm-otter-3f2a.
-
-_ADJECTIVES = """
-able agile amber bold brave breezy bright brisk calm candid cheery clear clever cosmic cosy crisp
-daring deft eager early fair fancy fine fleet fond frank fresh gentle glad golden grand happy hardy
-honest humble jolly keen kind lively loyal lucky lunar mellow merry mild misty modest neat nimble
-noble patient placid plucky polite prime proud quick quiet ready rosy sandy serene sharp shiny
-silent silver simple sleek smart snowy solar solid spry steady stout sunny sure swift tidy tranquil
-trusty upbeat velvet vivid warm wise witty zesty
-"""
-_ANIMALS = """
-alpaca ant badger beaver bee bison bobcat camel cat cheetah clam condor crab crane cricket curlew
-deer dingo dolphin dove duck eagle egret elk falcon ferret finch fox gecko gibbon goat goose grouse
-gull hare hawk heron hippo ibex ibis jackal jay kiwi koala lark lemur lion llama lobster lynx
-magpie marmot mole moose moth mouse newt ocelot octopus orca osprey otter owl panda panther parrot
-pelican penguin pigeon pony puffin quail rabbit raven robin salmon seal shrew skunk sloth sparrow
-squid stork swan tapir tern tiger toad trout turtle vole walrus weasel whale wolf wombat wren yak
-zebra
-"""
-
-
-def new_run_name() -> str:
-    """Return a name that is probably unused: there are more than 500 million."""
-    adjective, animal = secrets.choice(_ADJECTIVES.split()), secrets.choice(_ANIMALS.split())
-    return f"{adjective}-{animal}-{secrets.token_hex(2)}"

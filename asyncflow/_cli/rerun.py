@@ -63,7 +63,8 @@ def rerun(
     RUN is its id, the start of its id, or "latest". It stays as it is, whatever its status. What
     succeeded in it is reused, unless its step is newer, takes an input that has another value
     now, or is named by --from; whatever depends on a step that runs, runs again too. The inputs are
-    those of the run; --input replaces some of them, and secret ones must be given again.
+    those of the run; --input replaces some of them, and secret ones must be given again. If nothing
+    would run, it says so and makes no run.
 
     The pipeline is found as for `resume`: MODULE:PIPELINE, or one of ASYNCFLOW_PIPELINES.
     """

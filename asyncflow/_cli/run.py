@@ -14,7 +14,6 @@ from click.core import ParameterSource
 from asyncflow._cli.execution import (
     Execution,
     Rerun,
-    RunEnd,
     execute,
     preview_run,
     report_end,
@@ -43,10 +42,11 @@ from asyncflow._cli.output import (
     logs_on_stderr,
     some_of,
     stdout_for_results_only,
+    write_note,
     write_result,
 )
 from asyncflow._core.results import AttributeValue
-from asyncflow._core.run_preview import RunPreview
+from asyncflow._core.run_preview import runs_nothing
 from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow._runtime.options import Options
 from asyncflow._views.next_command import command_of
@@ -124,6 +124,7 @@ def execute_run(
 
     ``target`` is ``MODULE:PIPELINE``. ``journal`` is ``None`` to store nothing, and ``run_id`` for
     a new one. ``stored`` is the run to resume, or to rerun from ``from_steps``; ``None`` means all.
+    A rerun in which no step would run makes no run.
     ``label``, ``key`` and ``attributes`` replace those of the pipeline's options.
     """
     check_html(flags.html, flags.journal)
@@ -147,15 +148,21 @@ def execute_run(
             rerun = Rerun(stored.run_id, steps)
         execution = Execution(loaded, inputs, journal, run_id, flags, rerun)
         with logs_on_stderr(flags.log_level, flags.kept_logs, is_asked=flags.logs is not None):
-            outcome: RunPreview | RunEnd
-            if dry_run and stored is not None:
-                outcome = asyncio.run(preview_run(execution, flags.journal, stored.run_id))
-            else:
-                outcome = asyncio.run(execute(execution))
-    if isinstance(outcome, RunPreview):
-        write_result(outcome.to_json(indent=2) if flags.as_json else str(outcome))
-        return
-    sys.exit(report_end(execution, outcome))
+            preview = None
+            if stored is not None and (dry_run or rerun is not None):
+                preview = asyncio.run(preview_run(execution, flags.journal, stored.run_id))
+            is_shown = preview is not None and (dry_run or runs_nothing(preview))
+            end = None if is_shown else asyncio.run(execute(execution))
+    if end is not None:
+        sys.exit(report_end(execution, end))
+    assert preview is not None
+    write_result(preview.to_json(indent=2) if flags.as_json else str(preview))
+    if not dry_run:
+        write_note(
+            "nothing would run, so there is no new run; choose steps with --from STEP, or all "
+            "with --all",
+            quiet=flags.quiet,
+        )
 
 
 def load(target: str, flags: RunFlags) -> tuple[LoadedPipeline, Mapping[str, Any]]:

@@ -167,6 +167,11 @@ def counts_text(preview: RunPreview) -> str:
     )
 
 
+def runs_nothing(preview: RunPreview) -> bool:
+    """Whether no step would run or wait, so that a rerun would only copy results."""
+    return not preview.runs and not preview.waits
+
+
 _NOT_YET: Mapping[Decision, str] = {
     "runs": "it has not run yet",
     "waits": "no signal has come",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
@@ -23,11 +22,12 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
 from asyncflow._core.results import Interruption, Payload, RunStatus
-from asyncflow._core.run_preview import counts_text
+from asyncflow._core.run_preview import RunPreview, counts_text, runs_nothing
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import UNENDED, RunRecord
+from asyncflow.journal._run_names import free_name
 
 
 class Resumable(Protocol):
@@ -139,12 +139,20 @@ class Resumer:
             return known[2]
 
     async def _previewed(self, record: RunRecord) -> str:
-        pipeline = self._pipelines[record.pipeline]
+        found = await self._preview_of(record)
+        return "" if found is None else counts_text(found)
+
+    async def _preview_of(self, record: RunRecord, **rerun: Any) -> RunPreview | None:
+        """Return what a resumption would do, or a rerun with these arguments of `preview`.
+
+        ``None`` if that would be refused, which says why.
+        """
+        pipeline = self._pipelines[record.pipeline].with_options(journal=self._journal)
         try:
-            found = await pipeline.with_options(journal=self._journal).preview(record.run_id)
+            found: RunPreview = await pipeline.preview(record.run_id, **rerun)
         except (ValueError, TypeError, RunNotFoundError, PayloadError):
-            return ""  # the resumption would be refused, and says why
-        return counts_text(found)
+            return None
+        return found
 
     def rerun_options(self, record: RunRecord) -> dict[str, object] | None:
         """Return what a page offers for rerunning a run; ``None`` if it can't be.
@@ -168,12 +176,12 @@ class Resumer:
         from_steps: Sequence[str],
         everything: bool,
         inputs: Mapping[str, Any],
-    ) -> str:
+    ) -> str | None:
         """Rerun a run under a new id, and return the id when the new run has begun.
 
         ``from_steps`` run again, or all with ``everything``. ``inputs`` are those that have another
-        value, as of JSON. Raise `ResumeRefusedError` if the run can't be rerun, or failed at
-        once.
+        value, as of JSON. Return ``None``, and make no run, if no step would run. Raise
+        `ResumeRefusedError` if the run can't be rerun, or failed at once.
         """
         self._check_pipeline(record, "rerun it")
         pipeline = self._pipelines[record.pipeline]
@@ -181,7 +189,11 @@ class Resumer:
             raise ResumeRefusedError("it is damaged")
         if everything:
             from_steps = [step.name for step in pipeline.steps]
-        run_id = secrets.token_hex(8)  # as an Orchestrator makes one
+        typed = self._typed(pipeline, inputs)
+        found = await self._preview_of(record, rerun=True, from_=from_steps, inputs=typed)
+        if found is not None and runs_nothing(found):
+            return None
+        run_id = await free_name(self._journal)
 
         async def has_begun() -> bool:
             try:
@@ -195,7 +207,7 @@ class Resumer:
             record.run_id,
             run_id,
             from_=from_steps,
-            inputs=self._typed(pipeline, inputs),
+            inputs=typed,
         )
         await self._begun(run_id, self._start(run_id, start), has_begun)
         return run_id

@@ -86,6 +86,8 @@ async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Resp
     except ResumeRefusedError as error:
         why = f"Run {run_id!r}: {error}."
         return _refused(request, run_id, "The run can't be rerun here", why)
+    if new is None:
+        return json_answer({"done": "nothing"})
     url = link_to(request, "runs", new)
     return json_answer({"done": "rerun", "run_id": new, "url": url}, 201)
 

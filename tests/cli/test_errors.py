@@ -13,8 +13,8 @@ import click
 import pytest
 
 from asyncflow import __main__
-from asyncflow._cli.execution import new_run_name
 from asyncflow._cli.output import explained_errors
+from asyncflow.journal._run_names import new_run_name
 
 from .conftest import Shell
 

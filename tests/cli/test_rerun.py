@@ -137,6 +137,24 @@ def test_a_secret_input_must_be_given_again(shop: Shell) -> None:
     assert calls(shop) == ["mail"]
 
 
+def test_no_run_is_made_if_nothing_would_run(shop: Shell) -> None:
+    shop.write("repaired", "")
+    shop("run", "shop:pipeline", "--run-id", "first", "--quiet")
+    calls(shop)
+
+    said = shop("rerun", "first", "shop:pipeline", "--run-id", "second")
+    as_json = shop.json("rerun", "first", "shop:pipeline", "--json", "--quiet")
+
+    assert said.stdout.startswith("A rerun of run first: 3 reused\n[REUSED ] extract\n")
+    assert said.stderr == (
+        "nothing would run, so there is no new run; choose steps with --from STEP, or all with "
+        "--all\n"
+    )
+    assert [step["decision"] for step in as_json["steps"]] == ["reused"] * 3
+    assert calls(shop) == []
+    assert [run["run_id"] for run in shop.json("runs", "--json")] == ["first"]
+
+
 def test_steps_that_the_run_left_out_run_unless_a_target_leaves_them_out(shop: Shell) -> None:
     shop.write("repaired", "")
     shop("run", "shop:pipeline", "--run-id", "part", "--target", "load", "--quiet")
@@ -166,7 +184,7 @@ def test_lists_and_heads_say_where_a_run_comes_from(shop: Shell) -> None:
         """,
     )
     shop("run", "nested", "--run-id", "outer-1", "--quiet")
-    shop("rerun", "inner", "shop:pipeline", "--run-id", "rerun", "--quiet")
+    shop("rerun", "inner", "shop:pipeline", "--run-id", "rerun", "--all", "--quiet")
 
     rows = {line.split()[0]: line for line in shop("runs").stdout.splitlines()}
     inner, rerun = shop("show", "inner").stdout, shop("show", "rerun").stdout

@@ -111,7 +111,7 @@ def test_a_generated_name_is_never_used_twice(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = iter(["calm-otter-0001", "calm-otter-0001", "calm-otter-0002"])
-    monkeypatch.setattr("asyncflow._cli.execution.new_run_name", lambda: next(names))
+    monkeypatch.setattr("asyncflow.journal._run_names.new_run_name", lambda: next(names))
 
     shell("run", "etl:pipeline", "--quiet")
     shell("run", "etl:pipeline", "--quiet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import nullcontext
 from datetime import date
 from typing import Any
@@ -65,6 +66,7 @@ async def test_a_run_is_run_again_under_a_new_id(
     assert answer.status_code == 201
     body = answer.json()
     assert body == {"done": "rerun", "run_id": body["run_id"], "url": f"/runs/{body['run_id']}"}
+    assert re.fullmatch("[a-z]+-[a-z]+-[0-9a-f]{4}", body["run_id"])  # as those of the commands
     report = await ended(any_journal, body["run_id"])
     assert report.status == "PASSED"
     assert report.rerun_of == "a/b"
@@ -85,7 +87,7 @@ async def test_a_resource_is_no_input(make_client: Any, journal: Any) -> None:
     offered = Resumer(journal, {"etl": pipeline.orchestrator}).rerun_options(
         await journal.record("r")
     )
-    answer = await client.post("/api/runs/r/rerun?from=load")
+    answer = await client.post("/api/runs/r/rerun", json={"from": ["load"]})
 
     assert offered == {"inputs": ["table"], "secret": []}
     report = await ended(journal, answer.json()["run_id"])
@@ -157,6 +159,20 @@ async def test_a_secret_input_of_the_run_can_not_be_given_in_a_page(
     assert "input 'token' of run 'r' is secret, so it was not stored" in answer.json()["detail"]
 
 
+async def test_no_run_is_made_if_nothing_would_run(
+    make_client: Any, journal: Any, work: Work
+) -> None:
+    await work.pipeline().orchestrator.with_options(run_id="r", journal=journal).run()
+    work.calls.clear()
+    client = make_client(app(journal, pipelines={"etl": work.pipeline()}))
+
+    answer = await client.post("/api/runs/r/rerun")
+
+    assert (answer.status_code, answer.json()) == (200, {"done": "nothing"})
+    assert work.calls == []
+    assert [run.run_id for run in await journal.runs()] == ["r"]
+
+
 async def test_a_request_of_another_site_or_without_the_token_is_refused(
     make_client: Any, journal: Any, work: Work
 ) -> None:
@@ -169,7 +185,7 @@ async def test_a_request_of_another_site_or_without_the_token_is_refused(
     elsewhere = await client.post(
         "/api/runs/r/rerun", headers={**shown, "origin": "http://elsewhere.example"}
     )
-    ours = await client.post("/api/runs/r/rerun", headers=shown)
+    ours = await client.post("/api/runs/r/rerun", headers=shown, json={"all": True})
 
     assert (without.status_code, elsewhere.status_code, ours.status_code) == (401, 403, 201)
     await ended(journal, ours.json()["run_id"])

@@ -248,8 +248,8 @@
       const answer = await fetch(live.dataset.rerunUrl, { method: "POST", headers, body: JSON.stringify(wanted) });
       if (answer.status === 401) { location.reload(); return; }
       const data = await answer.json();
-      if (answer.ok) { location.href = data.url; return; }
-      refusal.textContent = `${data.error}. ${data.detail}`;
+      if (data.url) { location.href = data.url; return; }
+      refusal.textContent = answer.ok ? "Nothing would run, so there is no new run. Choose what runs again, or another input." : `${data.error}. ${data.detail}`;
     } catch {
       refusal.textContent = "The server does not answer. The request may not have arrived.";
     }
