@@ -169,7 +169,6 @@ soak: $(tested)
 dist: $(VENV)/.has-release
 	@rm -rf dist
 	@PIP_CONSTRAINT=constraints.txt $(py) -m build --outdir dist .
-	@$(py) -m twine check --strict dist/*
 	@$(py) -m tests.distribution dist $(ARGS)
 	@$(PYTHON) -m venv dist/extras && dist/extras/bin/python -m pip --quiet install --no-compile \
 		"asyncflow-tiers[$(extras)] @ file://$$(echo $(CURDIR)/dist/*.whl)"

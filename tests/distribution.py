@@ -2,25 +2,31 @@
 
 `make dist` builds them and calls this. It prints what it checks, and exits with 1 at the first
 difference. With `--release` they also must say where the repository is, and README must lead there.
+`--extras cli,web` installs these extras only, each of which takes an environment of its own.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import venv
 import zipfile
+from argparse import ArgumentParser
+from collections.abc import Iterable
 from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
 
+from tests.installed_extras import PROGRAMS
 from tests.published_readme import broken_on_the_index, published
 
-EXTRAS = {"cli", "cloudpickle", "dask", "journal", "otel", "postgres", "ray", "report", "web"}
+ROOT = Path(__file__).parents[1]
 
 FIRST_RUN = """
 import asyncio, sys
@@ -51,16 +57,27 @@ METADATA_VERSION = "2.4"
 """The newest that the twine of the publishing action in `.github/workflows/release.yml` takes."""
 
 
-def main(folder: Path, *, is_release: bool) -> None:
+def main(folder: Path, *, is_release: bool, extras: Iterable[str]) -> None:
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
-    for distribution in (sdist, wheel):
-        metadata = metadata_of(distribution)
-        check_metadata(metadata)
-        check_addresses(metadata, is_release=is_release)
-    check_sdist(wheel, sdist)
     with tempfile.TemporaryDirectory(prefix="asyncflow-dist-") as place:
+        check_as_the_action_does(wheel, sdist, Path(place))
+        for distribution in (sdist, wheel):
+            metadata = metadata_of(distribution)
+            check_metadata(metadata)
+            check_readme(metadata, is_release=is_release)
+        check_sdist(wheel, sdist)
         check_installed(wheel, Path(place))
+        for extra in sorted(extras):
+            check_extra(extra, wheel, Path(place) / extra)
     print(f"{wheel.name} and {sdist.name} are what they should be")
+
+
+def check_as_the_action_does(wheel: Path, sdist: Path, place: Path) -> None:
+    """Check what the publishing action of release.yml does, with its versions of what it uses."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
+    python = make_environment(place / "action", *groups["publish"])
+    told = run(python, "-m", "twine", "check", "--strict", wheel.resolve(), sdist.resolve())
+    expect(f"what {', '.join(groups['publish'])} say", told.count("PASSED"), 2)
 
 
 def metadata_of(distribution: Path) -> Message:
@@ -79,14 +96,19 @@ def metadata_of(distribution: Path) -> Message:
 def check_metadata(metadata: Message) -> None:
     required = [each for each in metadata.get_all("Requires-Dist", []) if "extra ==" not in each]
     expect("the core needs anyio alone", [each.partition(">")[0] for each in required], ["anyio"])
-    expect("the extras", {*metadata.get_all("Provides-Extra", [])}, EXTRAS)
+    expect("the extras", {*metadata.get_all("Provides-Extra", [])}, {*PROGRAMS})
     expect("the version of metadata", metadata["Metadata-Version"], METADATA_VERSION)
     expect("the licence", metadata["License-Expression"], "MIT")
 
 
-def check_addresses(metadata: Message, *, is_release: bool) -> None:
+def check_readme(metadata: Message, *, is_release: bool) -> None:
+    """Check that the index can show README, and that what it leads to is where it says."""
+    from readme_renderer.markdown import render  # as the index renders it
+
     readme = metadata.get_payload()
     assert isinstance(readme, str)
+    page = render(readme, variant="GFM") or ""
+    expect("README is a page with a table and code", "<table>" in page and "<pre" in page, True)
     if is_release:
         urls = [url.partition(",")[0] for url in metadata.get_all("Project-URL", [])]
         expect("[project.urls] in pyproject.toml names the Repository", "Repository" in urls, True)
@@ -110,10 +132,7 @@ def check_sdist(wheel: Path, sdist: Path) -> None:
 
 
 def check_installed(wheel: Path, place: Path) -> None:
-    venv.create(place / "venv", with_pip=True)
-    python = place / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", wheel.resolve())
-    run(python, "-m", "pip", "check")
+    python = make_environment(place / "venv", wheel.resolve())
     imported = {*run(python, "-c", FIRST_RUN, at=place).split()}
     imported -= {"typing_extensions", "sitecustomize"}  # Linux distributions have one of the latter
     expect("what a first run imports", imported, {"anyio", "asyncflow"})
@@ -124,17 +143,39 @@ def check_installed(wheel: Path, place: Path) -> None:
     )
     expect("the command names its extra", "asyncflow-tiers[cli]" in without_extras.stderr, True)
     (place / "typed.py").write_text(TYPED, encoding="utf-8")
-    run(
+    mypy: list[str | Path] = [
         sys.executable,
         "-m",
         "mypy",
         "--strict",
         "--python-executable",
         python,
-        "typed.py",
-        at=place,
-    )
+    ]
+    run(*mypy, "typed.py", at=place)
     check_types(place / "venv")
+
+
+def check_extra(extra: str, wheel: Path, place: Path) -> None:
+    """Check that an extra brings all that its adapter needs, in the versions of today."""
+    python = make_environment(place, f"asyncflow-tiers[{extra}] @ {wheel.resolve().as_uri()}")
+    run(python, "-c", PROGRAMS[extra], at=place)
+    print(f"the extra {extra} alone does what it is for: as expected")
+    shutil.rmtree(place)  # that of Ray is large
+
+
+def make_environment(place: Path, *packages: str | Path) -> Path:
+    """Make an environment with these packages, and what they need, in it; return its Python."""
+    python = place / "bin" / "python"
+    if shutil.which("uv"):  # as the Makefile does
+        run("uv", "--quiet", "venv", "--python", sys.executable, place)
+        run("uv", "--quiet", "pip", "install", "--python", python, *packages)
+        run("uv", "--quiet", "pip", "check", "--python", python)
+    else:
+        venv.create(place, with_pip=True)
+        pip: list[str | Path] = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        run(*pip, "install", *packages)
+        run(*pip, "check")
+    return python
 
 
 def check_types(environment: Path) -> None:
@@ -188,4 +229,9 @@ def expect(what: str, found: object, expected: object) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), is_release="--release" in sys.argv)
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--release", action="store_true")
+    parser.add_argument("--extras", default=",".join(PROGRAMS))
+    given = parser.parse_args()
+    main(given.folder, is_release=given.release, extras=filter(None, given.extras.split(",")))

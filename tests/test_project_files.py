@@ -70,4 +70,21 @@ def test_what_the_workflows_make_are_goals_of_the_makefile() -> None:
         for goal in re.findall(r"^ *- (?:run: )?make ([a-z-]+)", workflow.read_text("utf-8"), re.M)
     }
 
-    assert {"check", "test-all", "dist", "explore"} <= made <= goals
+    assert {"check", "test-all", "soak", "explore"} <= made <= goals
+
+
+@has_workflows
+def test_the_distributions_are_checked_with_what_the_action_checks_with() -> None:
+    action = re.search(
+        r"pypa/gh-action-pypi-publish@[0-9a-f]{40} # (v\S+)",
+        (WORKFLOWS / "release.yml").read_text("utf-8"),
+    )
+    said = re.search(
+        r"gh-action-pypi-publish (v[\d.]+)", (ROOT / "pyproject.toml").read_text("utf-8")
+    )
+
+    # When the bot raises the action: the group `publish` has the versions of the action's
+    # requirements/runtime.txt, and METADATA_VERSION is what they take.
+    assert action
+    assert said
+    assert said[1] == action[1]

@@ -12,6 +12,7 @@ import pytest
 from published_readme import broken_on_the_index, published
 
 from asyncflow import __version__
+from tests.release import PAGES, is_released, says_not_yet
 
 README = Path(__file__).parents[1] / "README.md"
 FENCE = re.compile(r"^```(?:python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -83,12 +84,9 @@ def test_a_relative_link_and_a_picture_that_is_a_page_are_broken_on_the_index() 
 
 def test_pages_install_from_a_checkout_until_the_changelog_has_the_day_of_the_release() -> None:
     root = README.parent
-    is_released = f"\n## [{__version__}] - 20" in root.joinpath("CHANGELOG.md").read_text("utf-8")
-    not_yet = re.compile(rf"in a checkout, today|(?:once|[Uu]ntil) {__version__} is released")
-    pages = ["README.md", "docs/index.md", "docs/getting-started.md"]
 
     say_not_yet = {
-        page: bool(not_yet.search(root.joinpath(page).read_text("utf-8"))) for page in pages
+        page: says_not_yet(root.joinpath(page).read_text("utf-8"), __version__) for page in PAGES
     }
 
-    assert say_not_yet == dict.fromkeys(pages, not is_released)
+    assert say_not_yet == dict.fromkeys(PAGES, not is_released(root, __version__))
