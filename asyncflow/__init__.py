@@ -41,7 +41,8 @@ from asyncflow._core.results import (
     StepStatus,
 )
 from asyncflow._core.retry import Retry
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step import StepPolicies, WorkflowStep
+from asyncflow._runtime.options import Options
 from asyncflow._runtime.orchestrator import Orchestrator, run_pipeline
 
 if _typing.TYPE_CHECKING:  # `__getattr__` loads them
@@ -68,6 +69,7 @@ __all__ = [
     "NotSendableError",
     "Observer",
     "ObserverFactory",
+    "Options",
     "Orchestrator",
     "OutputLostError",
     "OutputNotAwaitedError",
@@ -100,6 +102,7 @@ __all__ = [
     "StepCancelledError",
     "StepContext",
     "StepCrashedError",
+    "StepPolicies",
     "StepResult",
     "StepStatus",
     "StepTimeoutError",

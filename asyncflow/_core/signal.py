@@ -37,6 +37,7 @@ from typing import (
     get_origin,
     get_type_hints,
     is_typeddict,
+    overload,
 )
 
 from asyncflow._core.errors import MissingExtraError
@@ -44,6 +45,8 @@ from asyncflow._core.text import safe_text
 from asyncflow._core.value_size import extent, safe_repr
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeForm  # type checkers bring it; `typing` has it from 3.15 on
+
     from asyncflow._core.graph import Plan
 
 T = TypeVar("T")
@@ -69,7 +72,11 @@ class Signal(Generic[T]):
         TypeError: It is no type, or one that msgspec, if it is installed, makes no schema of.
     """
 
-    def __init__(self, hint: type[T] | Any, name: str = "signal") -> None:
+    @overload
+    def __init__(self, hint: TypeForm[T], name: str = "signal") -> None: ...
+    @overload  # what an older type checker takes for no type, as Literal["yes", "no"]
+    def __init__(self: Signal[Any], hint: Any, name: str = "signal") -> None: ...
+    def __init__(self, hint: Any, name: str = "signal") -> None:
         self.type = hint
         self.__name__ = name
         try:

@@ -88,7 +88,10 @@ class CommonPolicies(TypedDict, total=False):
 
 
 class StepPolicies(CommonPolicies, total=False):
-    """How and where a step is run, and what replaces its output."""
+    """How and where a step is run: the type of a pipeline's ``step_options``.
+
+    Its keys are arguments of `WorkflowStep`, which says what they mean; each may be missing.
+    """
 
     runs_in: RunsIn
     engine: EngineChoice

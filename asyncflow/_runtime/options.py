@@ -28,7 +28,10 @@ NO_ATTRIBUTES: Mapping[str, AttributeValue] = MappingProxyType({})
 
 
 class Options(TypedDict, total=False):
-    """What `with_options` takes: whatever a run takes beside its steps and inputs."""
+    """The type of what `Pipeline.with_options` takes: what a run takes beside steps and inputs.
+
+    Each key may be missing. `Pipeline.with_options` and `Orchestrator` say what they mean.
+    """
 
     fail_fast: bool
     schedule: Schedule

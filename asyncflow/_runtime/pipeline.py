@@ -61,6 +61,8 @@ from asyncflow._runtime.planned_pipeline import Plans
 from asyncflow._runtime.runnable import Runnable
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeForm  # type checkers bring it; `typing` has it from 3.15 on
+
     from asyncflow._core.step import AnyEngine
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import AnyObserver
@@ -406,15 +408,15 @@ class Pipeline(Runnable):
     def signal(
         self,
         name: str,
-        type: type[T],
+        type: TypeForm[T],
         *,
         depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
         when: Condition | None = None,
         deadline_ms: float | None = None,
-        default: T = ...,
-        fallback: Callable[[Exception], T] | None = None,
+        default: Any = ...,  # not T, which the type alone decides: a default "no" makes it a str
+        fallback: Fallback | None = None,
     ) -> Signal[T]: ...
-    @overload
+    @overload  # what an older type checker takes for no type, as Literal["yes", "no"]
     def signal(
         self,
         name: str,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, closing, suppress
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, is_typeddict
 
 import pytest
 from hypothesis import given, settings
@@ -241,8 +241,10 @@ def faces() -> Iterator[str]:
         for name in module.__all__:
             public = getattr(module, name)
             is_plain = is_record(public) and name not in CHECKED_RECORDS
-            is_type = getattr(public, "_is_protocol", False) or not (
-                inspect.isfunction(public) or isinstance(public, type)
+            is_type = (
+                is_typeddict(public)
+                or getattr(public, "_is_protocol", False)
+                or not (inspect.isfunction(public) or isinstance(public, type))
             )
             if name in found or is_plain or is_type or name in NOT_FOR_CALLERS:
                 continue

@@ -7,13 +7,16 @@ mark gives the code of mypy's error.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Literal
 
 from asyncflow import (
+    Options,
     Orchestrator,
     Pipeline,
     Pool,
     Retry,
     RunReport,
+    StepPolicies,
     StepResult,
     WorkflowStep,
     after,
@@ -223,6 +226,14 @@ def size() -> int:
     return 1
 
 
+# What a signal never takes.
+answered = etl.signal("answered", Literal["yes", "no"])
+
+
+async def by_number(answer: int = after(answered)) -> None: ...  # E: assignment
+async def other_answers(answer: Literal["maybe"] = after(answered)) -> None: ...  # E: arg-type
+
+
 # What a step returns whose fallback returns something else.
 async def only_pages(pages: list[str] = collect(page)) -> None: ...  # E: arg-type
 async def only_size(size: int = after(size)) -> None: ...  # E: assignment
@@ -259,6 +270,9 @@ etl.step(depends_on=[1])  # E: list-item
 etl.include("inner")  # E: arg-type
 etl.signal("approved")  # E: call-overload
 etl.signal("approved", bool, pool=1)  # E: call-overload
+misspelt: StepPolicies = {"retries": 3}  # E: typeddict-unknown-key
+mistyped: StepPolicies = {"max_retries": "3"}  # E: typeddict-item
+misspelt_option: Options = {"run_ids": "a"}  # E: typeddict-unknown-key
 etl.include(length)  # E: arg-type
 
 

@@ -29,6 +29,7 @@ from asyncflow import (
     EventReader,
     Observer,
     ObserverFactory,
+    Options,
     Orchestrator,
     Pipeline,
     Pool,
@@ -43,7 +44,9 @@ from asyncflow import (
     RunReport,
     RunStatus,
     Segment,
+    Signal,
     StepContext,
+    StepPolicies,
     StepResult,
     StepStatus,
     StepTimeoutError,
@@ -464,6 +467,42 @@ class Client:
 Pipeline("p", resources={"db": opened, "http": Client, "shared": lambda: nullcontext(Client())})
 Pipeline("d", step_options={"max_retries": 3, "retry": Retry(jitter=False), "runs_in": "thread"})
 deep = Pipeline("deep", fail_fast=False, schedule="ready", max_concurrency=3, observers=[watch])
+
+
+shared: StepPolicies = {"max_retries": 3, "retry": Retry(base_ms=10), "pool": Pool(2)}
+Pipeline("shared", step_options=shared)
+Pipeline("and more", step_options={**shared, "timeout_ms": None})
+WorkflowStep("shared", extract, **shared)
+
+of_night: Options = {"fail_fast": False, "on_wait": "stay"}
+assert_type(deep.with_options(**of_night), Pipeline)
+Orchestrator(accepted_actions).with_options(**of_night)
+
+
+@dataclasses.dataclass
+class Decision:
+    by: str
+
+
+decided = deep.signal("decided", Decision, deadline_ms=1_000, default=Decision("nobody"))
+answered = deep.signal("answered", Literal["yes", "no"], deadline_ms=1_000, default="no")
+changed = deep.signal("changed", int | None, fallback=lambda error: None, deadline_ms=1)
+assert_type(decided, Signal[Decision])
+assert_type(answered, Signal[Literal["yes", "no"]])
+assert_type(changed, Signal[int | None])
+assert_type(after(answered), Literal["yes", "no"])
+assert_type(Signal(bool), Signal[bool])
+assert_type(Signal(Literal["a"]), Signal[Literal["a"]])
+
+
+def declared(kind: Any) -> None:
+    assert_type(deep.signal("any", kind), Signal[Any])
+
+
+async def go_on(answer: Literal["yes", "no"] = after(answered)) -> None: ...
+
+
+WorkflowStep("wait", Signal(Literal["yes", "no"]))
 
 
 @etl.step
