@@ -41,19 +41,18 @@ class ItemQueue:
         is_complete: Whether the earlier step has ended, so that no more items come.
     """
 
-    def __init__(self, source: int, most_waiting: int) -> None:
+    def __init__(self, source: int) -> None:
         self.source = source
         self.count: int | None = None
         self.is_complete = False
-        self._most_waiting = most_waiting
         self._waiting: deque[ChainedItem] = deque()
         self._put = 0
         self._is_closed = False
 
     @property
-    def is_full(self) -> bool:
-        """Whether so many items wait that the earlier step must not start another one."""
-        return len(self._waiting) > self._most_waiting
+    def waiting(self) -> int:
+        """How many items wait."""
+        return len(self._waiting)
 
     def put(self, item: ChainedItem) -> None:
         """Let an item wait for the later step."""
@@ -82,8 +81,10 @@ class Chains:
     def __init__(self, plan: Plan, phases: Sequence[Phase], max_concurrency: int | None) -> None:
         self._chained = plan.chained
         self._phases = phases
+        self._steps = plan.steps
+        self._max_concurrency = max_concurrency
         self.queues: Mapping[int, ItemQueue] = {
-            later: ItemQueue(source, most_waiting(plan.steps[later], max_concurrency))
+            later: ItemQueue(source)
             for source, all_later in plan.chained.items()
             for later in all_later
         }
@@ -109,6 +110,7 @@ class Chains:
     def holds_back(self, source: int) -> bool:
         """Whether a mapped step must not start another item now."""
         for later in self._chained.get(source, ()):
-            if self.queues[later].is_full and self._phases[later] is Phase.MAPPING:
+            most = most_waiting(self._steps[later], self._max_concurrency)
+            if self.queues[later].waiting > most and self._phases[later] is Phase.MAPPING:
                 return True
         return False

@@ -139,12 +139,7 @@ class RunState:
         """The steps that wait for a signal."""
         self._parked: set[int] = set()
         """The nodes that are ready and wait for an equal call, in no line."""
-        self._most_parked = {
-            at: most_waiting(plan.steps[at], max_concurrency)
-            for at in plan.having("cache_ms")
-            if max_concurrency is not None or plan.steps[at].pool is not None
-        }
-        """How many items of a step may be parked before it adds no more: nothing else stops it."""
+        self._max_concurrency = max_concurrency
         self._taken: dict[Key, StepView] = {}
         """What nodes reuse of other runs that start now."""
         self._submitted: set[int] = set()
@@ -667,8 +662,10 @@ class RunState:
 
     def parks_too_many(self, step: int) -> bool:
         """Whether a mapped step must not add another item: too many wait for equal calls."""
-        most = self._most_parked.get(step)
-        if most is None or len(self._parked) < most:
+        if not self._parked or (self._max_concurrency is None and self._steps[step].pool is None):
+            return False  # nothing else stops it either
+        most = most_waiting(self._steps[step], self._max_concurrency)
+        if len(self._parked) < most:
             return False
         return sum(self._steps[node] is self._steps[step] for node in self._parked) >= most
 

@@ -176,6 +176,10 @@ class Maps(Policy):
 
     def on_broken(self) -> None:
         self._is_broken = True
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Let each mapped step that waits look whether it may add another item."""
         for node in list(self._changes):
             self._wake_up(node)
 

@@ -192,6 +192,7 @@ class Permits(Policy):
         until: What must have ended before what a node holds is released: an abandoned thread.
         adding: The mapped steps that are about to add items, or to end, as soon as their tasks run;
             ``None`` if no slot may have to wait for that.
+        on_larger: Called when a pool has become larger: by its size, how many items may wait.
     """
 
     arguments = frozenset({"pool", "runs_in", "cache_ms"})
@@ -222,6 +223,7 @@ class Permits(Policy):
         """The place in line that a node keeps for its next attempt, or for its next request."""
         self.needs: dict[int, tuple[int, float, str | None]] = {}
         self.until: dict[int, ThreadEnd] = {}
+        self.on_larger: Callable[[], object] | None = None
         self._joining: dict[int, None] = {}
         """The nodes that were started and are not in line yet, in order."""
         self._late: list[tuple[PoolTicket | Permit, Pool | None]] = []
@@ -517,6 +519,8 @@ class Permits(Policy):
         self._queue.look_again()
         if self._is_watching and self._queue.is_dirty:
             self._run.advance()
+        if self._is_watching and self.on_larger is not None:
+            self.on_larger()
 
     def _report_pause(self, pool: Pool) -> None:
         pause = pool._pause_of(self._clock)

@@ -152,7 +152,10 @@ def policies_of(
         from asyncflow._policies.mapping import Maps
 
         adding = None if permits is None else permits.adding
-        add(Maps(parts, adding, needs_order=persistence is not None))
+        maps = Maps(parts, adding, needs_order=persistence is not None)
+        add(maps)
+        if permits is not None:
+            permits.on_larger = maps.look_again
 
     # The innermost call comes first: a heartbeat is counted around the worker that gives it. And
     # the gate of threads comes before that of slots, which no waiting node should hold.

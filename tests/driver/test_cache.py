@@ -561,6 +561,25 @@ async def test_a_map_with_a_limit_takes_few_items_beyond_those_that_wait(
     assert (report["load"].output, calls.made) == (["k 1"] * 300, ["k"])
 
 
+@pytest.mark.exact_time
+async def test_a_larger_pool_lets_more_items_wait_for_an_equal_one(monkeypatch):
+    from asyncflow._core.state import RunState
+
+    calls, added, add, pool = Calls(takes_ms=100), [], RunState.add_item, Pool(2)
+    monkeypatch.setattr(RunState, "add_item", lambda *args: added.append(1) or add(*args))
+
+    under_way = asyncio.ensure_future(run(calls.items(300, pool=pool), MemoryJournal()))
+    await asyncio.sleep(0.04)
+    before = len(added)
+    pool.size = 100
+    await asyncio.sleep(0.04)
+    after = len(added)
+    await under_way
+
+    assert 100 < before <= 103  # as in the test before
+    assert 200 < after <= 203
+
+
 async def test_nothing_is_left_of_a_call_that_has_ended():
     from asyncflow._policies import caching
 

@@ -56,6 +56,43 @@ def test_a_larger_size_lets_in_at_once_the_items_that_their_run_holds_back(limit
     assert starts_of(report) == [0, 500, 500, 500, 1_000]
 
 
+def test_a_larger_size_lets_the_source_of_a_chain_run_further_ahead():
+    pool, loaded, running = Pool(1), [], []
+
+    async def numbers():
+        return range(2_000)
+
+    async def load(n):
+        await asyncio.sleep(0.0002)
+        loaded.append(n)
+
+    async def store(load):
+        running.append(load)
+        await asyncio.sleep(1)
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("load", load, {"n": "numbers"}, map_over="numbers", pool=Pool(1)),
+        WorkflowStep("store", store, ["load"], map_over="load", pool=pool),
+    ]
+
+    async def main():
+        run = asyncio.create_task(run_pipeline(steps, schedule="ready"))
+        await asyncio.sleep(0.5)
+        small = len(running), len(loaded) - len(running)
+        pool.size = 200
+        await asyncio.sleep(0.4)
+        run.cancel()
+        return small, (len(running), len(loaded) - len(running))
+
+    seen = run_in_virtual_time(main())
+
+    for (inside, waiting), size, most in zip(seen, (1, 200), (100, 400), strict=True):
+        assert inside == size
+        # As many as there are slots may stand in the pool's line; the task has one more at hand.
+        assert most < waiting <= most + size + 2
+
+
 def test_a_smaller_size_takes_nothing_back_and_holds_for_the_next():
     pool = Pool(3)
 
