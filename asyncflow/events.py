@@ -48,6 +48,7 @@ __all__ = [
     "RunResumed",
     "RunStarted",
     "RunTimedOut",
+    "SignalReceived",
     "StepAttached",
     "StepCalled",
     "StepCancelled",
@@ -362,6 +363,27 @@ class StepWaiting:
 
 
 @record
+class SignalReceived:
+    """A step takes the value that was sent to it, with which it succeeds.
+
+    A default, a fallback, and what a rerun reuses were not sent, so they have no such event.
+    """
+
+    step: str
+    at_ms: float
+    """When the run took it."""
+    sent_at: float
+    """When it was sent, in seconds since the epoch (UTC)."""
+    sent_by: str = ""
+    """Who has sent it, as the sender said; else the process that did."""
+    note: str = ""
+    """What the sender has said of it."""
+    item: ClassVar[None] = None
+    attempt: ClassVar[None] = None
+    level: ClassVar[int] = INFO
+
+
+@record
 class StepSucceeded:
     """The action returned a value in time; for a mapped step, for all but the tolerated items."""
 
@@ -648,6 +670,7 @@ StepEvent: TypeAlias = (
     | AttemptFailed
     | MapStarted
     | StepWaiting
+    | SignalReceived
     | StepSucceeded
     | StepFailed
     | StepCancelled

@@ -15,7 +15,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import Attempt, StepResult, attempt_end
 from asyncflow._core.text import describe_error, duration, escape_controls
 from asyncflow._views.notes import level_name, log_text
-from asyncflow._views.preview import preview
+from asyncflow._views.preview import local_moment_text, preview
 from asyncflow._views.received import Received, received
 from asyncflow._views.run_view import RunView
 from asyncflow.events import StepAttached, StepCalled, StepLogged
@@ -61,6 +61,12 @@ def step_parts(
         "Output": [(line, 0) for line in _output_lines(result)],
         "Log": [_note_line(view, each.event) for each in notes],
     }
+    if (answer := view.steps[step].answer) is not None:
+        sent_at = f", {local_moment_text(answer.sent_at)}" if answer.sent_at else ""
+        by = f" by {escape_controls(answer.sent_by)}" if answer.sent_by else ""
+        yield from hanging(Text(f"Answered{by}{sent_at}"), 2, console)
+        for line in answer.note.splitlines():
+            yield from hanging(Text(f"  {escape_controls(line)}"), 2, console)
     if process := view.process_of(view.steps[step]):
         yield Text(f"Ran in process {escape_controls(process)}")
     for title, of_part in parts.items():

@@ -35,13 +35,16 @@ class _TakesNegativeNumbers(click.Command):
 @run_argument
 @click.argument("name")
 @click.argument("value", metavar="JSON")
+@click.option("--by", metavar="NAME", help="Say who sends it. By default, this process is named.")
+@click.option("--note", default="", metavar="TEXT", help="Say something of the answer.")
 @journal_option
-def signal(run: str, name: str, value: str, journal: str) -> None:
+def signal(run: str, name: str, value: str, by: str | None, note: str, journal: str) -> None:
     """Send a value to a step of a run that waits for it.
 
     RUN is its id, the start of its id, or "latest". NAME is the step, and JSON the value: true, 42,
     '"yes"', '{"amount": 3}'. The first value counts; the same one again changes nothing. A service
-    with this journal continues the run; so does `asyncflow resume`.
+    with this journal continues the run; so does `asyncflow resume`. Who sent it, when, and the note
+    are stored and shown with the answer.
     """
     require_journal(journal)
     try:
@@ -57,7 +60,7 @@ def signal(run: str, name: str, value: str, journal: str) -> None:
     async def send() -> RunRecord:
         async with open_journal(journal) as opened:
             record = await find_run(opened, run)
-            await opened.signal(record.run_id, name, plain)
+            await opened.signal(record.run_id, name, plain, sent_by=by, note=note)
             return record
 
     try:

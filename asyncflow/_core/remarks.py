@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from asyncflow._core.results import StepResult, StepStatus, earlier_attempts, has_fallen_back
 from asyncflow._core.step_view import StepView
-from asyncflow._core.text import describe_error, escape_controls
+from asyncflow._core.text import LONGEST_LINE, cut, describe_error, escape_controls
+
+if TYPE_CHECKING:
+    from asyncflow.events import SignalReceived
 
 DIED = "was running when its process died"
 
@@ -26,6 +29,8 @@ class Remarks(NamedTuple):
 
     waits: str = ""
     """What it waits for."""
+    answered: str = ""
+    """Who has sent its output, if it is that of a signal."""
     reason: str = ""
     """Why it was skipped or cancelled."""
     failure: str = ""
@@ -57,8 +62,10 @@ def remarks_of(
     runs_again = step.rerun_reason and not step.reused and step.status is not StepStatus.SKIPPED
     again = f"run again because {escape_controls(step.rerun_reason or '')}"
     ran_before = isinstance(step, StepView) and step.ran_before
+    answer = step.answer if isinstance(step, StepView) else None
     return Remarks(
         "" if step.waiting_since is None else "waits for a signal",
+        "" if answer is None else answered_text(answer),
         escape_controls(step.reason or ""),
         failure_text(step, words_of),
         *_of_items(step),
@@ -86,6 +93,14 @@ def _of_items(step: StepView | StepResult) -> tuple[str, str, str]:
     if reused:
         reused_items = f"{reused} of {count} items reused"
     return tolerated, fallbacks, reused_items
+
+
+def answered_text(answer: SignalReceived) -> str:
+    """Return who has answered a signal, and the first line of the note that goes with it."""
+    first, *rest = answer.note.strip().split("\n", 1)
+    note = f": {cut(first, LONGEST_LINE)}{' …' if rest else ''}" if first else ""
+    by = f" by {answer.sent_by}" if answer.sent_by else ""
+    return escape_controls(f"answered{by}{note}")
 
 
 def failure_text(

@@ -43,6 +43,7 @@ from asyncflow._core.results import (
     Payload,
     RunStatus,
     Segment,
+    SignalAnswer,
     StepResult,
     StepStatus,
     blocks_dependents,
@@ -107,7 +108,7 @@ class StoredRun:
         """All its events, if a caller has kept them for the report of the run."""
         self.asked: dict[str, list[Any]] = {}
         """The schemas that a signal has had in any segment, by its name."""
-        self.sent: Mapping[str, Payload | None] = {}
+        self.sent: Mapping[str, SignalAnswer | None] = {}
         """What a journal has received for it by name; ``None`` for a deadline that has expired."""
         self.must_stop = False
         """Whether a journal was asked to cancel it."""
@@ -337,6 +338,9 @@ class StoredRun:
     def _on_step_waiting(self, event: events.StepWaiting) -> None:
         step, self.waits[event.step] = self.steps[event.step], event
         step.waiting_since, step.waiting_until = event.since, event.until
+
+    def _on_signal_received(self, event: events.SignalReceived) -> None:
+        self.steps[event.step].answer = event
 
     def _on_step_succeeded(self, event: events.StepSucceeded) -> None:
         step = self._step(event)
@@ -754,6 +758,7 @@ _RULES: dict[type, Callable[[StoredRun, Any], None]] = {
     events.AttemptFailed: StoredRun._on_attempt_failed,
     events.MapStarted: StoredRun._on_map_started,
     events.StepWaiting: StoredRun._on_step_waiting,
+    events.SignalReceived: StoredRun._on_signal_received,
     events.StepSucceeded: StoredRun._on_step_succeeded,
     events.StepFailed: StoredRun._on_step_failed,
     events.StepCancelled: StoredRun._on_step_cancelled,
@@ -778,6 +783,7 @@ def _restore(step: StepView, before: StepView) -> None:
     step.output, step.error = before.output, before.error
     step.reason, step.by_condition = before.reason, before.by_condition
     step.item_count, step.tally = before.item_count, before.tally
+    step.answer = before.answer
     step.origin, step.origin_ms = before.origin, before.origin_ms
     step.origin_attempts, step.keeps_outputs = before.origin_attempts, before.keeps_outputs
     if before.items is not None:

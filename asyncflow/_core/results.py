@@ -102,6 +102,16 @@ class Payload(NamedTuple):
     data: bytes
 
 
+class SignalAnswer(NamedTuple):
+    """What was sent to a step that waits for a signal."""
+
+    payload: Payload
+    sent_at: float = 0.0
+    """In seconds since the epoch."""
+    sent_by: str = ""
+    note: str = ""
+
+
 REDACTED = Payload("redacted", b"")
 """Stands for a secret value."""
 

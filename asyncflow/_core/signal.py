@@ -57,6 +57,9 @@ Shape: TypeAlias = str | Mapping[str, Any]
 SHAPE = "x-python-type"
 """The key that the shape of a type has in its schema."""
 
+_LONGEST_SENDER, _LONGEST_NOTE = 200, 10_000
+"""How many characters the name of a sender and a note have at most."""
+
 
 class Signal(Generic[T]):
     """Stands for a step that waits until a value is sent to the run: see `Pipeline.signal`.
@@ -123,6 +126,20 @@ def check_value(plan: Plan, name: str, value: Any) -> None:
     index = plan.index.get(name)
     if index is not None and (signal := plan.steps[index].signal) is not None:
         take(signal, name, value)
+
+
+def check_sender(sent_by: object, note: object) -> None:
+    """Check who sends a value, if the sender says so, and the note that goes with it."""
+    if not isinstance(sent_by, str | None):
+        raise TypeError(f"sent_by must be a str or None, not {type(sent_by).__name__}")
+    if sent_by is not None and not 0 < len(sent_by) <= _LONGEST_SENDER:
+        raise ValueError(
+            f"sent_by must have 1 to {_LONGEST_SENDER} characters, not {len(sent_by):,}"
+        )
+    if not isinstance(note, str):
+        raise TypeError(f"note must be a str, not {type(note).__name__}")
+    if len(note) > _LONGEST_NOTE:
+        raise ValueError(f"note must have at most {_LONGEST_NOTE:,} characters, not {len(note):,}")
 
 
 @cache

@@ -21,6 +21,9 @@ from asyncflow._core.results import (
     visible_output,
 )
 
+if TYPE_CHECKING:
+    from asyncflow.events import SignalReceived
+
 _NO_TALLY: Counter[StepStatus] = Counter()
 _NO_ITEMS: dict[int, Any] = {}
 """Neither is ever changed, so that a plain step needs none of its own."""
@@ -172,6 +175,8 @@ class StepView:
     """When its turn came, in seconds since the epoch, if it waits for a signal."""
     waiting_until: float | None = None
     """When its deadline expires, in seconds since the epoch, if it waits and has one."""
+    answer: SignalReceived | None = None
+    """What its output was sent with, if it is that of a signal."""
 
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"output": visible_output(self)})

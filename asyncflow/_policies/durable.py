@@ -21,7 +21,7 @@ from asyncflow._core.checkpoints import Checkpoints, StoredCall
 from asyncflow._core.errors import JournalError, PayloadError, RunCancelledError
 from asyncflow._core.graph import OutputTypes
 from asyncflow._core.remote_output import RemoteOutput
-from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.results import REDACTED, Payload, SignalAnswer
 from asyncflow._core.signal import fits, is_plain, other_type, shape_of
 from asyncflow._core.statistics import step_runs_of
 from asyncflow._core.step import WorkflowStep
@@ -102,14 +102,14 @@ class SignalSession(JournalSession, Protocol):
     def on_signal(self, call: Callable[[], object], /) -> None:
         """Call a function in the event loop, in a later turn, when a signal may have come."""
 
-    async def send(self, name: str, payload: Payload | None, /) -> None:
+    async def send(self, name: str, answer: SignalAnswer | None, /) -> None:
         """Store a value, or with ``None`` that the deadline of a signal has expired.
 
         The first one counts. Raise `ValueError` for another value. It is called when all that was
-        appended is stored.
+        appended is stored. The session knows the time, and a sender who has not said who it is.
         """
 
-    async def receive(self) -> Mapping[str, Payload | None]:
+    async def receive(self) -> Mapping[str, SignalAnswer | None]:
         """Return what was sent to the run, by name; ``None`` stands for an expired deadline.
 
         It contains nothing that an event which was appended has made void or refused. It need not

@@ -159,11 +159,11 @@ class RunLink:
         if self._run is not None:
             self._run.drain_soon(reason)
 
-    async def send(self, name: str, value: Any) -> None:
+    async def send(self, name: str, value: Any, sent_by: str | None, note: str) -> None:
         """Send a signal to the run, which must be running."""
         if self._run is None:
             raise ValueError(f"run {self.run_id!r} is not running, so it takes no signal {name!r}")
-        await self._run.send(name, value)
+        await self._run.send(name, value, sent_by, note)
 
     def end(self) -> None:
         """Let go of the run."""
@@ -209,11 +209,11 @@ class Linked(Policy):
         """Stop the run, from the next turn of the loop on."""
         self._scope.loop.call_soon(self._run.cancel, error, why, context=self._scope.context)
 
-    async def send(self, name: str, value: Any) -> None:
+    async def send(self, name: str, value: Any, sent_by: str | None, note: str) -> None:
         """Send a signal to the run."""
         if self._waits is None:
             raise ValueError(f"run {self._scope.run_id!r} waits for no signal {name!r}")
-        await self._waits.send(name, value)
+        await self._waits.send(name, value, sent_by, note)
 
 
 class EventReader:

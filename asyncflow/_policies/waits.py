@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from asyncflow._core.errors import (
     JournalError,
@@ -24,7 +24,7 @@ from asyncflow._core.errors import (
     RunNotFoundError,
     StepTimeoutError,
 )
-from asyncflow._core.results import Payload, StepStatus
+from asyncflow._core.results import Payload, SignalAnswer, StepStatus
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.signal import take
 from asyncflow._core.step import WorkflowStep
@@ -34,7 +34,7 @@ from asyncflow._kernel.outcome import step_succeeded
 from asyncflow._kernel.policy import Causes, Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow._policies.durable import RunPersistence, SignalSession
-from asyncflow.events import StepWaiting
+from asyncflow.events import SignalReceived, StepWaiting
 
 if TYPE_CHECKING:
     from asyncflow._policies.run_deadline import RunDeadline
@@ -47,6 +47,16 @@ _IS_LATE = "comes too late: its deadline has expired"
 _HAS_ANOTHER = "has another value already; the first one counts"
 
 _log = logging.getLogger("asyncflow")
+
+
+class _SentHere(NamedTuple):
+    """A value that was sent to the process."""
+
+    value: Any
+    payload: Payload | None = None
+    """How it is stored, if it is."""
+    sent: tuple[float, str, str] = (0.0, "", "")
+    """When and by whom, and the note."""
 
 
 class Waits(Policy):
@@ -76,16 +86,16 @@ class Waits(Policy):
         self._asked = {} if snapshot is None else snapshot.replay.asked
         """The schemas of signals that versions of the pipeline have asked for, by step."""
         sent = {} if snapshot is None else snapshot.replay.sent
-        self._sent: dict[str, Payload | None] = {
-            name: payload for name, payload in sent.items() if payload is not None
+        self._sent: dict[str, SignalAnswer | None] = {
+            name: answer for name, answer in sent.items() if answer is not None
         }
         """What the journal has received for steps that have not taken it, by name."""
         self._persistence = persistence
         self._mailbox: SignalSession | None = None
         if persistence is not None and persistence.takes_signals:
             self._mailbox = cast("SignalSession", persistence.session)
-        self._kept: dict[str, tuple[Any, Payload | None]] = {}
-        """What was sent to the process, and how it is stored, by name."""
+        self._kept: dict[str, _SentHere] = {}
+        """What was sent to the process, by name."""
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._expired: list[str] = []
         """The steps whose expiry is not stored yet."""
@@ -236,12 +246,14 @@ class Waits(Policy):
             self.deadline.resume()
         return True
 
-    def _succeed(self, node: int, output: Any) -> None:
-        self._dispatcher.emit(step_succeeded(self._steps[node], 0, self._now_ms(), output))
+    def _succeed(self, node: int, output: Any, sent: tuple[float, str, str]) -> None:
+        step, now_ms = self._steps[node], self._now_ms()
+        self._dispatcher.emit(SignalReceived(step.name, now_ms, *sent))
+        self._dispatcher.emit(step_succeeded(step, 0, now_ms, output))
 
     # What is sent.
 
-    async def send(self, name: str, value: Any) -> None:
+    async def send(self, name: str, value: Any, sent_by: str | None, note: str) -> None:
         """Take a value that is sent by way of the handle of the run.
 
         Raise `ValueError` if the pipeline has no such signal, its type is another one, or another
@@ -258,17 +270,18 @@ class Waits(Policy):
         end = self._state.result_of(name)
         if end is not None and end.status is StepStatus.SUCCESS:
             # It need not have been sent: it is the default, or a rerun has reused it.
-            self._kept.setdefault(name, (end.output, None))
+            self._kept.setdefault(name, _SentHere(end.output))
         is_late = name in self._late or (end is not None and end.fell_back)
         if name in self._kept:
-            if not is_same_value(self._kept[name][0], value):
+            if not is_same_value(self._kept[name].value, value):
                 why = _IS_LATE if is_late else _HAS_ANOTHER
                 raise ValueError(f"signal {name!r} of run {run_id!r} {why}")
             return
         payload = None if persistence is None else persistence.output(name, step, value)
         if self._mailbox is not None and not (end is not None and end.by_condition):
             assert persistence is not None
-            await self._mailbox.send(name, persistence.sent(name, given))
+            stored = persistence.sent(name, given)
+            await self._mailbox.send(name, SignalAnswer(stored, 0.0, sent_by or "", note))
             return
         if is_late:
             raise ValueError(f"signal {name!r} of run {run_id!r} {_IS_LATE}")
@@ -277,7 +290,8 @@ class Waits(Policy):
             raise ValueError(
                 f"signal {name!r} of run {run_id!r} takes no value any more: {problem}"
             )
-        self._kept[name] = value, payload
+        process = self._scope.start.event.process
+        self._kept[name] = _SentHere(value, payload, (self._wall_s(), sent_by or process, note))
         self._take_soon()
 
     def _take_soon(self) -> None:
@@ -297,10 +311,10 @@ class Waits(Policy):
                 if wait.step in self._sent:
                     self._take(node, wait, self._sent.pop(wait.step))
                 elif wait.step in self._kept and self._wakes(node):
-                    value, payload = self._kept[wait.step]
+                    value, payload, sent = self._kept[wait.step]
                     if payload is not None and self._persistence is not None:
                         self._persistence.payloads[wait.step, None] = payload
-                    self._succeed(node, value)
+                    self._succeed(node, value, sent)
         except BaseException as bug:
             self._run.broken(bug, _NOT_RECEIVED)
         self._run.advance()
@@ -362,16 +376,17 @@ class Waits(Policy):
             self._poll_soon()  # it came after the last poll
         self._take_all()
 
-    def _take(self, node: int, wait: StepWaiting, payload: Payload | None) -> None:
+    def _take(self, node: int, wait: StepWaiting, answer: SignalAnswer | None) -> None:
         """Take what was sent to a step; ``None`` stands for its expired deadline."""
         persistence = self._persistence
         assert persistence is not None
-        if payload is None:
+        if answer is None:
             if self._steps[node].deadline_ms is None:
                 self._announce(node, wait.since, "its deadline was removed from the pipeline")
             else:
                 self._time_out(node)
             return
+        payload = answer.payload
         try:
             value = persistence.received(wait.step, payload)
             step = self._steps[node]
@@ -391,4 +406,4 @@ class Waits(Policy):
                 self._announce(node, wait.since, str(error))
             return
         if self._wakes(node):
-            self._succeed(node, value)
+            self._succeed(node, value, (answer.sent_at, answer.sent_by, answer.note))

@@ -477,30 +477,40 @@ class RunHandle:
         assert self._report is not None
         return self._report
 
-    async def signal(self, name: str, value: Any) -> None:
+    async def signal(
+        self, name: str, value: Any, *, sent_by: str | None = None, note: str = ""
+    ) -> None:
         """Send a value to the step of this name, which waits for it, or will.
 
         With a journal, it returns when the value is stored. The first value counts: the same one
-        again changes nothing.
+        again changes nothing, and ``sent_by`` and ``note`` of the first one stay.
 
         Args:
             name: The name of the step.
             value: An instance of exactly the type of the signal, or plain data for one.
+            sent_by: Who sends it, for people, in 1 to 200 characters; ``None`` (the default) for
+                this process. It is shown with the answer, and so is the note: see `SignalReceived`.
+                Secrets are not replaced in them.
+            note: What is to be said of the answer, in at most 10,000 characters.
 
         Raises:
             ValueError: The run waits for no such signal, the value is of another type, another
                 value was sent before, the deadline has expired, or the run is not running. A run
                 that waits without a process has none: send the signal with ``journal.signal``.
+                Or ``sent_by`` or ``note`` has too many characters.
             JournalError: The journal fails.
             PayloadError: The journal can't store the value.
-            TypeError: The name is not a string.
+            TypeError: An argument is not a string.
             RuntimeError: The run was not started.
         """
         self._check_started()
         if not isinstance(name, str):
             raise TypeError(f"name must be the name of a signal, not {type(name).__name__}")
+        from asyncflow._core.signal import check_sender  # few runs wait for one
+
+        check_sender(sent_by, note)
         await self.flush()  # or what is void would count as the first
-        await self._link.send(name, value)
+        await self._link.send(name, value, sent_by, note)
 
     def cancel(self, reason: str = _NO_REASON) -> None:
         """Cancel the run: its running steps are cancelled, and no other starts.

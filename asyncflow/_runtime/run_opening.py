@@ -238,16 +238,16 @@ class _RunOpening:
         ``stored`` has resumed: what is void is not there any more.
         """
         plan, types = self._request.plan, self._request.types
-        for name, payload in stored.sent.items():
-            if payload is None or name not in plan.index or plan.index[name] not in plan.signals:
+        for name, answer in stored.sent.items():
+            if answer is None or name not in plan.index or plan.index[name] not in plan.signals:
                 continue
             try:
-                value_of_signal(self._journal, name, payload, types[name])
+                value_of_signal(self._journal, name, answer.payload, types[name])
             except PayloadError as error:
                 asked = stored.asked.get(name, ())
                 is_taken = stored.settled_step(name) is not None
                 if is_taken or not is_for_another_version(
-                    self._journal, types[name], payload, asked
+                    self._journal, types[name], answer.payload, asked
                 ):
                     continue
                 raise PayloadError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncflow import events
 from asyncflow._core.arguments import LEVELS
-from asyncflow._core.remarks import nth_of, reused_text
+from asyncflow._core.remarks import answered_text, nth_of, reused_text
 from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._core.text import (
     LONGEST_LINE,
@@ -144,6 +144,10 @@ def _step_waiting(event: events.StepWaiting, _: _Attempt) -> str:
     return f"{subject(event)} waits for a signal{limit}{refused}"
 
 
+def _signal_received(event: events.SignalReceived, _: _Attempt) -> str:
+    return f"{subject(event)} was {answered_text(event)}"
+
+
 def _step_succeeded(event: events.StepSucceeded, attempt: _Attempt) -> str:
     if event.error is not None:
         which = _in_which(event, attempt)
@@ -252,6 +256,7 @@ _LINES: Mapping[type[events.Event], Callable[[Any, _Attempt], str]] = {
     events.AttemptFailed: _attempt_failed,
     events.MapStarted: _map_started,
     events.StepWaiting: _step_waiting,
+    events.SignalReceived: _signal_received,
     events.StepSucceeded: _step_succeeded,
     events.StepFailed: _step_failed,
     events.StepCancelled: _step_cancelled,

@@ -42,7 +42,7 @@ from asyncflow._core.results import (
     StepStatus,
     why_cancelled,
 )
-from asyncflow._core.signal import is_plain
+from asyncflow._core.signal import check_sender, is_plain
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.streamed import MOST_BYTES, StreamedValue
 from asyncflow._core.text import did_you_mean, safe_text
@@ -544,13 +544,16 @@ class SQLJournal:
             await self._read(self._lists.check_exists, run_id)
         return was_asked
 
-    async def signal(self, run_id: str, name: str, value: Any) -> None:
+    async def signal(
+        self, run_id: str, name: str, value: Any, *, sent_by: str | None = None, note: str = ""
+    ) -> None:
         """Send a value to a step of a run that waits for it, or will.
 
         It is stored before this returns. The process that runs the run takes it within a second; if
         none does, because the run waits, a `asyncflow.service.Service` or `asyncflow.resume_all`
         continues it. The first value counts: the same one again changes nothing, even after the run
-        has passed. A run that has failed or was interrupted keeps it until it is resumed.
+        has passed; ``sent_by`` and ``note`` of the first one stay. A run that has failed or was
+        interrupted keeps it until it is resumed.
 
         Args:
             run_id: The run.
@@ -558,21 +561,28 @@ class SQLJournal:
             value: An instance of exactly the type of the signal, or plain data for one. The
                 journal knows the schema of the type; a run that finds more amiss deletes the value
                 and waits on.
+            sent_by: Who sends it, for people, in 1 to 200 characters; ``None`` (the default) for
+                this process. It is stored and shown with the answer, and so is the note; neither is
+                checked against anything, and secrets are not replaced in them.
+            note: What is to be said of the answer, in at most 10,000 characters.
 
         Raises:
             ValueError: The run has no such signal, the value is of another type, another value came
                 first, the deadline has expired, or the run has passed or skipped its step without
-                it.
+                it; or ``sent_by`` or ``note`` has too many characters.
+            TypeError: An argument has the wrong type.
             RunNotFoundError: There is no such run.
             PayloadError: The value can't be stored.
             JournalError: The journal can't be read or written.
         """
         await self._check_id(run_id)
         check_text("name", name)
+        check_sender(sent_by, note)
         # Of plain data, the same look at the run tells whether it is of the type.
         schema = {} if is_plain(value) else await self._read(self._reader.schema, run_id, name)
         payload = payload_of(name, value, schema, self._codec)
-        sent = await self._read(self._reader.check_signal, run_id, name, payload)
+        by = sent_by or ""
+        sent = await self._read(self._reader.check_signal, run_id, name, payload, by, note)
         if sent is None:
             return
         await self._worker.send_signal(sent)

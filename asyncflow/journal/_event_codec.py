@@ -337,6 +337,7 @@ _STORED_AS_BY_NAME = {
     "inputs": dict[str, _Value],
     "wall_time": _Moment,
     "since": _Moment,
+    "sent_at": _Moment,
     "attributes": dict[str, str | int | float | bool],
 }
 

@@ -246,14 +246,16 @@ class RunReader:
             raise ValueError(f"run {run_id!r} waits for no signal {signal!r}{hint}")
         return run, checksum
 
-    def check_signal(self, run_id: str, name: str, payload: Payload) -> SentSignal | None:
+    def check_signal(
+        self, run_id: str, name: str, payload: Payload, sent_by: str = "", note: str = ""
+    ) -> SentSignal | None:
         """Return what to send to a run; ``None`` if its step has taken the value already.
 
         Raise `ValueError` if the run has no signal of this name, if the value can't be of its type,
         or if its step has another value, or was skipped by its condition.
         """
         run, checksum = self._run_with(run_id, name)
-        sent = SentSignal(run_id, name, payload, checksum)
+        sent = SentSignal(run_id, name, payload, checksum, sent_by, note)
         check_payload(name, payload, run.signals[name])
         step = run.settled().get((name, None))
         if step is None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from asyncflow._core.checkpoints import StoredCall
 from asyncflow._core.errors import JournalError, RunCancelledError
-from asyncflow._core.results import Payload, RunStatus
+from asyncflow._core.results import Payload, RunStatus, SignalAnswer
 from asyncflow._core.signal import asks_of
 from asyncflow._core.statistics import StepRun
 from asyncflow._core.step_runs import Key
@@ -161,12 +161,12 @@ class SQLSession:
     def on_signal(self, call: Callable[[], object]) -> None:
         self._on_signal = call
 
-    async def send(self, name: str, payload: Payload | None) -> None:
-        await self._queue.send(self._lease.run_id, name, payload)
-        if payload is None:  # the first one may have come long ago
+    async def send(self, name: str, answer: SignalAnswer | None) -> None:
+        await self._queue.send(self._lease.run_id, name, answer)
+        if answer is None:  # the first one may have come long ago
             self._lease.is_told = True
 
-    async def receive(self) -> dict[str, Payload | None]:
+    async def receive(self) -> dict[str, SignalAnswer | None]:
         if not (self._lease.is_told or await self._queue.is_told(self._lease)):
             return {}
         self._lease.is_told = True  # until something was received: this may be cancelled, or fail
@@ -362,16 +362,18 @@ class CommitQueue:
         self._busy = False
         self._turns = 0
 
-    async def send(self, run_id: str, name: str, payload: Payload | None) -> None:
+    async def send(self, run_id: str, name: str, answer: SignalAnswer | None) -> None:
         """Store a signal, or that its deadline has expired."""
-        sent = SentSignal(run_id, name, payload)
+        sent = SentSignal(run_id, name, None)
+        if answer is not None:
+            sent = SentSignal(run_id, name, answer.payload, None, answer.sent_by, answer.note)
         await self._worker.send_signal(sent)
 
     async def is_told(self, lease: Lease) -> bool:
         """Whether something was sent to a run since it was claimed or has received."""
         return await self._worker.is_told(lease)
 
-    async def receive(self, lease: Lease) -> dict[str, Payload | None]:
+    async def receive(self, lease: Lease) -> dict[str, SignalAnswer | None]:
         """Return what was sent to a run."""
         return await self.loop.run_in_executor(self._thread, self._worker.receive, lease)
 

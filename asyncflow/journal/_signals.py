@@ -25,8 +25,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.errors import RunNotFoundError
-from asyncflow._core.results import Payload
-from asyncflow.journal._event_codec import column_of, data_checksum, event_checksum, from_column
+from asyncflow._core.results import Payload, SignalAnswer
+from asyncflow.journal._event_codec import (
+    column_of,
+    data_checksum,
+    event_checksum,
+    from_column,
+    is_moment,
+)
 from asyncflow.journal._sql import NOW, Cursor, Statement, changing, marks, padded
 
 if TYPE_CHECKING:
@@ -42,6 +48,9 @@ class SentSignal(NamedTuple):
     run: int | None = None
     """The checksum of the run for which the value was found right: another one may have its id by
     then. ``None`` if its owner sends."""
+    sent_by: str = ""
+    """Who sends it; empty for this process."""
+    note: str = ""
 
 
 SENT, EXPIRED = "sent", "expired"
@@ -57,18 +66,20 @@ _LATEST = (
     "ORDER BY position DESC LIMIT 1"
 )
 _INSERT = (
-    "INSERT INTO signals (kind, codec, data, checksum, sent_by, run_id, name, sent_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, {now})"
+    "INSERT INTO signals (kind, codec, data, checksum, sent_by, note, run_id, name, sent_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, {now})"
 )
 _REPLACE = (
     "UPDATE signals SET kind = ?, codec = ?, data = ?, checksum = ?, sent_by = ?, "
-    "sent_at = {now} WHERE run_id = ? AND name = ?"
+    "note = ?, sent_at = {now} WHERE run_id = ? AND name = ?"
 )
 _WAKE = f"UPDATE runs SET due_at = {_DUE_NOW} WHERE run_id = ? AND status = 'waiting'"
 _TELL = "UPDATE leases SET signal_token = token WHERE run_id = ?"
 _TOLD = "UPDATE leases SET signal_token = NULL WHERE run_id = ? AND token = ?"
 _ARE_TOLD = "SELECT run_id FROM leases WHERE signal_token IS NOT NULL AND run_id IN ({run_ids})"
-_ALL = "SELECT name, kind, codec, data, checksum FROM signals WHERE run_id = ?"
+_ALL = (
+    "SELECT name, kind, codec, data, checksum, sent_at, sent_by, note FROM signals WHERE run_id = ?"
+)
 _FIND = f"{_ALL} AND name = ?"
 _SIGNALLED = (
     "SELECT run_id, token FROM leases WHERE signal_token IS NOT NULL AND signal_token = token"
@@ -110,7 +121,7 @@ def wake(run_id: str) -> Statement:
     return Statement(_WAKE, (run_id,))
 
 
-def _received(run_id: str, rows: Iterable[Sequence[Any]]) -> dict[str, Payload | None]:
+def _received(run_id: str, rows: Iterable[Sequence[Any]]) -> dict[str, SignalAnswer | None]:
     received = {}
     for row in rows:
         with suppress(AttributeError, TypeError, ValueError):  # a damaged name is of no step
@@ -119,21 +130,36 @@ def _received(run_id: str, rows: Iterable[Sequence[Any]]) -> dict[str, Payload |
 
 
 def _sent(
-    run_id: str, name: Any, kind: Any, codec: Any, data: Any, checksum: Any
-) -> Payload | None:
+    run_id: str,
+    name: Any,
+    kind: Any,
+    codec: Any,
+    data: Any,
+    checksum: Any,
+    sent_at: Any,
+    sent_by: Any,
+    note: Any,
+) -> SignalAnswer | None:
     """Return what a row says was sent; ``None`` for an expired deadline.
 
     What is damaged is a value that no run takes: it deletes that and waits on.
     """
     with suppress(Exception):  # in a damaged row anything can be of any type
-        if checksum == _checksum(run_id, name, kind, codec, data):
-            return None if kind == EXPIRED else Payload(codec, data)
-    return Payload("damaged", b"")
+        if kind == EXPIRED and checksum == _checksum(run_id, name, kind, codec, data):
+            return None
+        if checksum == _checksum(run_id, name, kind, codec, data, sent_by, note):
+            payload, sender = Payload(codec, data), map(from_column, (sent_by, note))
+            # The database has set the time, so no checksum has it.
+            return SignalAnswer(payload, sent_at if is_moment(sent_at) else 0.0, *sender)
+    return SignalAnswer(Payload("damaged", b""))
 
 
-def _checksum(run_id: str, name: str, kind: str, codec: str | None, data: bytes | None) -> int:
-    of_data = data_checksum(data)
-    return event_checksum(run_id, 0, kind, name, None, None, 0.0, codec, None, of_data)
+def _checksum(
+    run_id: str, name: str, kind: str, codec: str | None, data: bytes | None, *sender: str
+) -> int:
+    """Return the checksum of a row; a value that was sent comes with ``sent_by`` and ``note``."""
+    of_data, by = data_checksum(data), "\0".join(sender) if sender else None
+    return event_checksum(run_id, 0, kind, name, None, None, 0.0, codec, by, of_data)
 
 
 def names_in(waits: Any) -> list[Any] | None:
@@ -171,7 +197,7 @@ class Signals:
 
     def _send(self, cursor: Cursor, sent: SentSignal, sender: str) -> None:
         """Store one signal; raise an error before anything is written."""
-        run_id, name, payload, checksum = sent
+        run_id, name, payload, checksum, sent_by, note = sent
         column = column_of(name)
         lease = self._row(cursor, _LEASE, run_id)
         run = self._row(cursor, _RUN, run_id)
@@ -184,7 +210,7 @@ class Signals:
         found = self._row(cursor, _FIND, run_id, column)
         if found is not None:
             kind, before = found[1], _sent(run_id, *found)
-            if payload is None or (before is not None and is_same(before, payload)):
+            if payload is None or (before is not None and is_same(before.payload, payload)):
                 return
             # A run that was stopped with it waits on when it is resumed, unless its step has ended.
             (latest,) = self._row(cursor, _LATEST, run_id, column) or ("",)
@@ -196,9 +222,10 @@ class Signals:
         elif status == "passed":
             raise ValueError(f"run {run_id!r} has passed, so it takes no signal {name!r}")
         kind, (codec, data) = (EXPIRED, (None, None)) if payload is None else (SENT, payload)
-        checksum = _checksum(run_id, column, kind, codec, data)
+        by = column_of(sent_by or sender), column_of(note)
+        checksum = _checksum(run_id, column, kind, codec, data, *(() if payload is None else by))
         sql = _INSERT if found is None else _REPLACE
-        self._execute(cursor, sql, (kind, codec, data, checksum, sender, run_id, column))
+        self._execute(cursor, sql, (kind, codec, data, checksum, *by, run_id, column))
         if is_waited_for:
             self._execute(cursor, *wake(run_id))
         # It may not have written yet that it has continued the run, or renew an expired lease.
@@ -220,7 +247,7 @@ class Signals:
         return {run_id for (run_id,) in rows}
 
     @changing
-    def receive(self, cursor: Cursor, run_id: str, token: int) -> dict[str, Payload | None]:
+    def receive(self, cursor: Cursor, run_id: str, token: int) -> dict[str, SignalAnswer | None]:
         """Return what was sent to a run, by name, for its owner; ``None`` for an expired deadline.
 
         A signal that comes later tells the owner again.
@@ -229,7 +256,7 @@ class Signals:
         self._execute(cursor, _ALL, [run_id])
         return _received(run_id, cursor.fetchall())
 
-    def read(self, run_id: str) -> dict[str, Payload | None]:
+    def read(self, run_id: str) -> dict[str, SignalAnswer | None]:
         """Return the same for any reader."""
         return _received(run_id, self._store.read(_ALL, [run_id]))
 

@@ -58,8 +58,8 @@ TABLES = {
     "notes": f"{_EVENT}, level INTEGER, data BLOB, PRIMARY KEY (run_id, position)",
     "signals": (
         "run_id TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, sent_at REAL NOT NULL, "
-        "sent_by TEXT NOT NULL, codec TEXT, data BLOB, checksum INTEGER NOT NULL, "
-        "PRIMARY KEY (run_id, name)"
+        "sent_by TEXT NOT NULL, note TEXT NOT NULL, codec TEXT, data BLOB, "
+        "checksum INTEGER NOT NULL, PRIMARY KEY (run_id, name)"
     ),
     "summaries": (
         "run_id TEXT PRIMARY KEY, position INTEGER NOT NULL, payload TEXT NOT NULL, "

@@ -27,7 +27,7 @@ from weakref import WeakValueDictionary
 
 from asyncflow._core.checkpoints import StoredCall
 from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiveError
-from asyncflow._core.results import Payload
+from asyncflow._core.results import SignalAnswer
 from asyncflow._core.step_runs import Key
 from asyncflow._core.text import describe_fully
 from asyncflow.journal._keys import CancelCause, RunKey
@@ -397,7 +397,7 @@ class JournalWorker:
             for lease in leases
         ]
 
-    def receive(self, lease: Lease) -> dict[str, Payload | None]:
+    def receive(self, lease: Lease) -> dict[str, SignalAnswer | None]:
         """Return what was sent to such a run."""
         return self.call(self._signals.receive, lease.run_id, lease.token)
 

@@ -171,7 +171,7 @@ def words_of(step: StepView, now_ms: float, reported: _Reported, *, has_died: bo
         return said.died
     is_running = step.status is StepStatus.RUNNING
     parts = [
-        *(said.before, said.waits, said.reason, _items(step)),
+        *(said.before, said.waits, said.answered, said.reason, _items(step)),
         *(_items_under_way(step, reported) if is_running else ()),
         _attempt(step, now_ms) if is_running else "",
         *(said.failure, said.fallbacks, said.reused_items),

@@ -446,7 +446,9 @@ class Service:
                 await self._journal.cancel(run_id, reason)
         return True
 
-    async def signal(self, run_id: str, name: str, value: Any) -> None:
+    async def signal(
+        self, run_id: str, name: str, value: Any, *, sent_by: str | None = None, note: str = ""
+    ) -> None:
         """Send a value to a step of a run that waits for it, or will.
 
         With a journal it is stored before this returns, whichever process runs the run, if one
@@ -459,11 +461,17 @@ class Service:
             run_id: The run.
             name: The name of the step that waits.
             value: An instance of exactly the type of the signal, or plain data for one.
+            sent_by: Who sends it, for people, in 1 to 200 characters, such as the user of this
+                request; ``None`` (the default) for this process. It is stored and shown with the
+                answer, and so is the note. Secrets are not replaced in them.
+            note: What is to be said of the answer, in at most 10,000 characters. When the same
+                value comes again, ``sent_by`` and ``note`` of the first one stay.
 
         Raises:
             ValueError: The run has no such signal, the value is of another type, another value was
-                sent before, the deadline has expired, or the run has passed without it.
-            TypeError: ``run_id`` or ``name`` is no string.
+                sent before, the deadline has expired, or the run has passed without it; or
+                ``sent_by`` or ``note`` has too many characters.
+            TypeError: An argument is no string.
             RunNotFoundError: There is no such run: a `LookupError`.
             PayloadError: The value can't be stored.
             JournalError: The journal can't be read or written.
@@ -474,9 +482,9 @@ class Service:
                 check_value(run._link.plan, name, value)
             elif self._recovery is not None and self._is_open:
                 await self._recovery.check_signal(run_id, name, value)
-            await self._journal.signal(run_id, name, value)
+            await self._journal.signal(run_id, name, value, sent_by=sent_by, note=note)
         elif run is not None:
-            await run.signal(name, value)
+            await run.signal(name, value, sent_by=sent_by, note=note)
         else:
             raise LookupError(f"the service has no run {run_id!r} now, and no journal either")
 

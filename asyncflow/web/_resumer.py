@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from asyncflow._core.results import Interruption, Payload, RunStatus
 from asyncflow._core.run_preview import RunPreview, counts_text, runs_nothing
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean
+from asyncflow._views.waiting import is_queued
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import UNENDED, RunRecord
 from asyncflow.journal._run_names import free_name
@@ -95,6 +97,15 @@ class Resumer:
             run_id, self._running.get(run_id) or self._start(run_id, start), has_begun
         )
         return record.status is not RunStatus.WAITING or await has_begun()
+
+    async def continues(self, run_id: str) -> bool:
+        """Return whether a run which has an answer goes on: here, from now on, or elsewhere."""
+        record = await self._journal.record(run_id)
+        if record.status is RunStatus.WAITING and not is_queued(record.waits_for):
+            with suppress(ResumeRefusedError):  # no such pipeline is here, or another was faster
+                return await self.resume(record, lost_only=True)
+            record = await self._journal.record(run_id)
+        return record.status is RunStatus.RUNNING
 
     async def check_signal(self, run_id: str, name: str, value: Any) -> None:
         """Raise `ValueError` if a run that waits has a pipeline here which does not take a value.

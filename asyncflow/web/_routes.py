@@ -23,6 +23,7 @@ from asyncflow._core.errors import (
     RunUnreadableError,
 )
 from asyncflow._core.results import RunStatus
+from asyncflow._core.signal import check_sender
 from asyncflow._views.event_text import ended_as
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import record_document
@@ -102,16 +103,24 @@ async def signal(request: Request, journal: SQLJournal, resumer: Resumer) -> Res
     run_id = request.path_params["run_id"]
     try:
         given = await _object_in(request)
-        if given.keys() != {"name", "value"} or not isinstance(given["name"], str):
-            raise ValueError('the request must be an object with "name" and "value"')
-    except ValueError as error:
+        if not {"name", "value"} <= given.keys() <= {"name", "value", "sent_by", "note"}:
+            raise ValueError(
+                'the request must be an object with "name" and "value"; "sent_by" and "note" may '
+                "be there"
+            )
+        name, value = given["name"], given["value"]
+        if not isinstance(name, str):
+            raise ValueError('"name" must be a string')
+        sent_by, note = given.get("sent_by") or None, given.get("note", "")
+        check_sender(sent_by, note)
+    except (TypeError, ValueError) as error:
         return problem(request, 400, "The request is invalid", str(error))
     try:
-        await resumer.check_signal(run_id, given["name"], given["value"])
-        await journal.signal(run_id, given["name"], given["value"])
+        await resumer.check_signal(run_id, name, value)
+        await journal.signal(run_id, name, value, sent_by=sent_by, note=note)
     except (ValueError, PayloadError) as error:
         return _refused(request, run_id, "The value is refused", str(error))
-    return json_answer({"done": "stored"})
+    return json_answer({"done": "stored", "continues": await resumer.continues(run_id)})
 
 
 async def _wanted(request: Request) -> dict[str, Any]:

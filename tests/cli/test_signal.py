@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -56,6 +57,18 @@ def test_a_signal_is_stored_and_the_run_resumes(waiting: str, shell: Shell) -> N
     )
     assert "Pipeline PASSED" in report
     assert "[SUCCESS] approved" in report
+
+
+def test_who_has_answered_is_shown_with_the_note(waiting: str, shell: Shell) -> None:
+    shell("signal", "r1", "approved", "true", "--by", "Zoë", "--note", "see 4711\nand 4712")
+    shell("signal", "r1", "approved", "true", "--by", "Bob")
+    shell("resume", "r1", "orders")
+    run, step = shell("show", "r1").stdout, shell("show", "r1", "approved").stdout
+
+    assert "answered by Zoë: see 4711 …" in run
+    assert re.search(r"^Answered by Zoë, 2\d\d\d-.*\n  see 4711\n  and 4712\n", step, re.MULTILINE)
+    long = shell("signal", "r1", "approved", "true", "--by", 201 * "x", exits=1).stderr
+    assert "sent_by must have 1 to 200 characters" in long
 
 
 def test_a_signal_that_can_not_be_right_is_refused(waiting: str, shell: Shell) -> None:

@@ -94,7 +94,14 @@ SAYS = {
     "function": "step",
 }
 SAYS |= {"report": "report|steps", "pipelines": "steps|name", "value": "signal"}
-SAYS |= {"base_ms": "max_ms", "map_over": "maps over", "new_id": "another id", "runs": "limit"}
+SAYS |= {
+    "base_ms": "max_ms",
+    "sent_by": "signal",
+    "note": "signal",
+    "map_over": "maps over",
+    "new_id": "another id",
+    "runs": "limit",
+}
 """What names an argument in a message, if that is not its name."""
 
 

@@ -26,6 +26,7 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     RunTimedOut,
+    SignalReceived,
     StepAttached,
     StepCalled,
     StepCancelled,
@@ -101,6 +102,9 @@ LINES: list[tuple[Event, int | None, str]] = [
     (MapStarted("a", 5.0, 1), None, "a started mapping 1 item"),
     (MapStarted("a", 5.0, 12_000), None, "a started mapping 12,000 items"),
     (StepWaiting("a", 5.0, 1e9), None, "a waits for a signal"),
+    (SignalReceived("a", 5.0, 1e9), None, "a was answered"),
+    (SignalReceived("a", 5.0, 1e9, "Zoë"), None, "a was answered by Zoë"),
+    (SignalReceived("a", 5.0, 1e9, "Zoë", "fine\nsee 4711"), None, "a was answered by Zoë: fine …"),
     (StepWaiting("a", 5.0, 1e9, 1500.0), None, "a waits for a signal, for 1.5 s at most"),
     (
         StepWaiting("a", 5.0, 1e9, refused="'no' is no bool"),

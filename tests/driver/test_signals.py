@@ -23,7 +23,7 @@ from asyncflow import (
     after,
     run_pipeline,
 )
-from asyncflow.events import RunFinished, StepSkipped, StepSucceeded, StepWaiting
+from asyncflow.events import RunFinished, SignalReceived, StepSkipped, StepSucceeded, StepWaiting
 from asyncflow.testing import fake
 
 SUCCESS, FAILED, SKIPPED = StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.SKIPPED
@@ -442,6 +442,20 @@ async def test_the_events_tell_of_the_wait():
     assert wait.until == pytest.approx(wait.since + 1)
     assert (end.attempt, end.output) == (0, True)
     assert isinstance(events[-1], RunFinished)
+
+
+async def test_without_a_journal_an_answer_has_its_sender_too():
+    events = []
+    async with orders().with_options(observers=[events.append]).start() as run:
+        await run.signal("approved", True, sent_by="Zoë", note="fine")
+        await run.signal("approved", True, sent_by="Bob", note="me too")
+        await run.report()
+
+    (answer,) = [event for event in events if isinstance(event, SignalReceived)]
+    after_it = events[events.index(answer) + 1]
+    assert (answer.step, answer.sent_by, answer.note) == ("approved", "Zoë", "fine")
+    assert answer.sent_at == pytest.approx(events[0].wall_time)
+    assert (type(after_it), after_it.step) == (StepSucceeded, "approved")
 
 
 # Declarations.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -29,11 +31,13 @@ from asyncflow import (
 from asyncflow._core.errors import JournalError
 from asyncflow._core.results import Payload
 from asyncflow._policies.waits import Waits
-from asyncflow.events import StepWaiting
+from asyncflow.events import SignalReceived, StepWaiting
+from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._session import CommitQueue
 from asyncflow.journal._signals import SentSignal, Signals
 from asyncflow.journal._sqlite import SQLite
 from asyncflow.journal._store import Store
+from asyncflow.service import Service
 from asyncflow.testing import fake, run_in_virtual_time
 
 SUCCESS, PENDING, SKIPPED = StepStatus.SUCCESS, StepStatus.PENDING, StepStatus.SKIPPED
@@ -124,6 +128,132 @@ async def test_a_run_that_only_waits_ends_its_segment_and_continues_with_the_sig
     assert orders.calls == ["draft", "publish"]
     assert len(second.segments) == 2
     assert await due(journal) == []
+
+
+async def answers(journal: Any, run_id: str = "r") -> list[SignalReceived]:
+    events = [each.event for each in await journal.events(run_id)]
+    return [event for event in events if isinstance(event, SignalReceived)]
+
+
+@in_virtual_time
+async def test_an_answer_is_stored_with_who_sent_it_when_and_a_note(
+    journal: Any, database: Any
+) -> None:
+    orders = Orders()
+    await orders.run(journal)
+    note = 'as discussed,\nsee \0 \ud800 "ticket 4711"'
+
+    await journal.signal("r", "approved", True, sent_by='"Zoë"', note=note)
+    await journal.signal("r", "approved", True, sent_by="Bob", note="me too")  # a redelivery
+    ((sent_at,),) = database.query("SELECT sent_at FROM signals")
+    await orders.run(journal)
+    await journal.signal("r", "approved", True, sent_by="Bob", note="me too")
+
+    (answer,) = await answers(journal)
+    kinds = [type(each.event).__name__ for each in await journal.events("r")]
+    at = kinds.index("SignalReceived")
+    assert (answer.sent_at, answer.sent_by, answer.note) == (sent_at, '"Zoë"', note)
+    assert kinds[at - 1 : at + 2] == ["StepWaiting", "SignalReceived", "StepSucceeded"]
+
+
+@in_virtual_time
+async def test_an_answer_names_the_process_that_sent_it_unless_the_sender_has_a_name(
+    journal: Any, database: Any
+) -> None:
+    await Orders().run(journal)
+    here = Orders().pipeline.with_options(journal=journal, on_wait="stay")
+    async with here.start() as run:
+        await run.signal("approved", True)
+        await run.report()
+    async with here.start() as other:
+        await other.signal("approved", True, sent_by="Zoë", note="fine")
+        await other.report()
+    await journal.signal("r", "approved", True)
+    await Orders().run(journal)
+
+    process = f"process {os.getpid()} on {socket.gethostname()}"
+    assert [(e.sent_by, e.note) for e in await answers(journal)] == [(process, "")]
+    assert [(e.sent_by, e.note) for e in await answers(journal, run.run_id)] == [(process, "")]
+    assert [(e.sent_by, e.note) for e in await answers(journal, other.run_id)] == [("Zoë", "fine")]
+
+
+@in_virtual_time
+async def test_a_default_and_an_answer_that_is_void_name_no_sender(journal: Any) -> None:
+    await Orders(deadline_ms=1_000, default=False).run(journal, "late")
+    await asyncio.sleep(60)
+    await Orders(deadline_ms=1_000, default=False).run(journal, "late")
+    await Orders().run(journal)
+    await journal.signal("r", "approved", True, sent_by="Zoë")
+    changed = Orders(version="2")
+    await changed.run(journal)  # what was answered is gone
+    await journal.signal("r", "approved", False, sent_by="Bob")
+    await changed.run(journal)
+
+    assert await answers(journal, "late") == []
+    assert [answer.sent_by for answer in await answers(journal)] == ["Bob"]
+
+
+async def test_a_copy_of_a_run_has_who_answered_it(tmp_path: Path) -> None:
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        await Orders().run(journal)
+        await journal.signal("r", "approved", True, sent_by="Zoë", note="fine")
+        await journal.export("r", tmp_path / "before.db")
+        await Orders().run(journal)
+        await journal.export("r", tmp_path / "after.db")
+
+    async with SQLiteJournal(tmp_path / "before.db") as copy:
+        await Orders().run(copy)
+        before = await answers(copy)
+    async with SQLiteJournal(tmp_path / "after.db") as copy:
+        after_it = await answers(copy)
+    assert [(each.sent_by, each.note) for each in (*before, *after_it)] == [("Zoë", "fine")] * 2
+
+
+@in_virtual_time
+async def test_a_damaged_sender_is_none_that_a_run_names(journal: Any, database: Any) -> None:
+    await Orders().run(journal)
+    await journal.signal("r", "approved", True, sent_by="Zoë")
+    database.query("UPDATE signals SET sent_by = 'Bob'")
+
+    report = await Orders().run(journal)
+
+    assert report.status is RunStatus.WAITING
+    assert await answers(journal) == []
+    await journal.signal("r", "approved", True, sent_by="Zoë")
+    assert (await Orders().run(journal)).status is RunStatus.PASSED
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sent_by": 7}, TypeError, "sent_by must be a str or None, not int"),
+        ({"sent_by": ""}, ValueError, "sent_by must have 1 to 200 characters, not 0"),
+        ({"sent_by": "x" * 201}, ValueError, "sent_by must have 1 to 200 characters, not 201"),
+        ({"note": None}, TypeError, "note must be a str, not NoneType"),
+        (
+            {"note": "x" * 10_001},
+            ValueError,
+            "note must have at most 10,000 characters",
+        ),
+    ],
+)
+async def test_a_sender_and_a_note_that_can_not_be_right_are_refused(
+    tmp_path: Path, options: Any, error: type[Exception], message: str
+) -> None:
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        pipeline = Orders().pipeline
+        await pipeline.with_options(journal=journal, run_id="r").run()
+
+        async with Service([pipeline], journal=journal) as service:
+            for face in (journal, service):
+                with pytest.raises(error, match=message):
+                    await face.signal("r", "approved", True, **options)
+        async with pipeline.start() as run:
+            with pytest.raises(error, match=message):
+                await run.signal("approved", True, **options)
+            run.cancel()
+
+        await journal.signal("r", "approved", False)  # nothing was stored
 
 
 def with_a_failure(version: str = "", *, is_repaired: bool = False) -> Pipeline:
@@ -253,13 +383,13 @@ async def test_a_signal_is_stored_with_a_checksum_that_stays_the_same(
     await Orders(deadline_ms=1_000).run(journal)
     await Orders().run(journal, "é")
     await journal._worker.send_signal(SentSignal("r", "approved", None))
-    await journal.signal("é", "approved", True)
+    await journal.signal("é", "approved", True, sent_by="Zoë", note="fine")
 
     rows = database.query("SELECT kind, codec, data, checksum FROM signals ORDER BY run_id")
 
     assert [(kind, codec, data and bytes(data), sum_) for kind, codec, data, sum_ in rows] == [
         ("expired", None, None, 2_929_126_469),
-        ("sent", "json", b"true", 3_587_252_164),
+        ("sent", "json", b"true", 3_247_883_531),
     ]
 
 
@@ -296,7 +426,11 @@ async def test_a_value_that_comes_just_after_the_default_was_taken_is_refused(
     await asyncio.sleep(60)
     report = await orders.run(journal)
     assert report.status is RunStatus.FAILED
-    monkeypatch.setattr(journal._reader, "check_signal", SentSignal)  # it looked before that
+
+    def looked_before_that(run_id: str, name: str, payload: Payload, *sender: str) -> SentSignal:
+        return SentSignal(run_id, name, payload, None, *sender)
+
+    monkeypatch.setattr(journal._reader, "check_signal", looked_before_that)
 
     with pytest.raises(ValueError, match="too late"):
         await journal.signal("r", "approved", True)

@@ -56,10 +56,8 @@ async def test_a_value_from_the_page_continues_the_run(make_client: Any, any_jou
     client = make_client(app(any_journal, pipelines={"orders": waiting()}))
 
     answer = await post(client, True, run_id="a%2Fb")
-    resumed = await client.post("/resume/a%2Fb", headers={"accept": "application/json"})
 
-    assert (answer.status_code, answer.json()) == (200, {"done": "stored"})
-    assert resumed.json() == {"done": "resumed"}
+    assert (answer.status_code, answer.json()) == (200, {"done": "stored", "continues": True})
     continued = waiting().with_options(journal=any_journal, run_id="a/b", on_active="wait")
     report = await continued.run()
     assert report["send"].output is True
@@ -99,6 +97,40 @@ async def test_a_request_that_names_no_value_is_invalid(
 
     assert answer.status_code == 400
     assert "must be" in answer.json()["detail"] or "not JSON" in answer.json()["detail"]
+
+
+async def test_a_server_without_the_pipeline_leaves_an_answered_run_to_others(
+    make_client: Any, journal: Any
+) -> None:
+    await suspended(journal)
+    client = make_client(app(journal, pipelines={"other": waiting()}))
+
+    answer = await post(client, True)
+
+    assert answer.json() == {"done": "stored", "continues": False}
+    assert (await journal.record("r")).status == "WAITING"
+    async with waiting().with_options(journal=journal, run_id="r", on_wait="stay").start() as run:
+        await run.report()
+    assert (await post(client, True)).json() == {"done": "stored", "continues": False}
+
+
+async def test_the_page_says_who_has_answered_when_and_why(make_client: Any, journal: Any) -> None:
+    await suspended(journal)
+    client = make_client(app(journal, pipelines={"orders": waiting()}))
+
+    body = {"name": "approved", "value": True, "sent_by": "Zoë <b>", "note": "as\ndiscussed <b>"}
+    await client.post("/api/runs/r/signal", json=body)
+    await waiting().with_options(journal=journal, run_id="r", on_active="wait").run()
+    page = (await client.get("/runs/r")).text
+
+    assert re.search(
+        r'Answered by Zoë &lt;b&gt;, <time datetime=".*">.*</time>: '
+        r'<span class="note">as\ndiscussed &lt;b&gt;</span>',
+        page,
+    )
+    assert page.count("answered by Zoë &lt;b&gt;: as …") == 2  # the table of steps, and the events
+    body["note"] = 10_001 * "x"
+    assert (await client.post("/api/runs/r/signal", json=body)).status_code == 400
 
 
 async def test_another_site_can_send_no_signal(make_client: Any, journal: Any) -> None:
@@ -154,7 +186,7 @@ async def test_the_page_takes_values_of_the_type_that_its_pipeline_has_now(
 
     assert offered["signals"] == {"approved": {"kind": "choice", "choices": ['"no"', '"yes"']}}
     assert "must be one of 'no', 'yes'" in refused.json()["detail"]
-    assert stored.json() == {"done": "stored"}
+    assert stored.json() == {"done": "stored", "continues": True}
 
 
 @pytest.mark.parametrize("what", ["fails", "is forgotten"])

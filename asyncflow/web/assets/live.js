@@ -298,7 +298,8 @@
       const sent = await fetch(live.dataset.signalUrl, { method: "POST", headers, body: `{"name": ${JSON.stringify(name)}, "value": ${json}}` });
       if (sent.status === 401) { location.reload(); return; }
       const data = await sent.json();
-      answer.textContent = sent.ok ? "Stored. The run continues once a process takes it up." : `${data.error}: ${data.detail}`;
+      const next = data.continues ? "The run continues." : "A service that has its pipeline continues the run, and so does asyncflow resume.";
+      answer.textContent = sent.ok ? `Stored. ${next}` : `${data.error}: ${data.detail}`;
       if (sent.ok) answer.parentNode.dataset.kind = "answered";
     } catch (error) {
       answer.textContent = error instanceof SyntaxError ? `This is not JSON: ${error.message}` : "The server does not answer. The value may not have arrived.";
