@@ -3,7 +3,8 @@
 Rules:
 
 1. What takes longer in the run than in the baseline is slower.
-2. Only what succeeded in both runs is slower or faster: what failed or was stopped did less.
+2. Only what ran and succeeded in both runs is slower or faster: what failed, fell back or was
+   stopped did less, and what a run reused of another one says nothing of how long it takes.
 3. A difference in time is notable from `NOTABLE_SHARE` of the baseline on, and from `NOTABLE_MS`.
    Any other difference of a step is notable.
 4. What a secret input or output was is not known, so neither is whether it changed.
@@ -131,7 +132,8 @@ class StepComparison:
     def difference_ms(self) -> float | None:
         """By how many milliseconds it took longer in the run; negative if it was faster.
 
-        ``None`` unless it ran and succeeded in both.
+        ``None`` unless it ran and succeeded in both, without its ``fallback`` and without results
+        of other runs.
         """
         if not (_has_succeeded(self.run) and _has_succeeded(self.baseline)):
             return None
@@ -149,9 +151,11 @@ class StepComparison:
 
     @property
     def has_other_status(self) -> bool:
-        """Whether both runs have the step, and it ended differently."""
+        """Whether both runs have the step, and it ended differently, or fell back in one only."""
         run, baseline = self.run, self.baseline
-        return run is not None and baseline is not None and run.status is not baseline.status
+        if run is None or baseline is None:
+            return False
+        return (run.status, run.fell_back) != (baseline.status, baseline.fell_back)
 
     @property
     def has_other_output(self) -> bool:
@@ -164,17 +168,25 @@ class StepComparison:
         run, baseline = self.run, self.baseline
         if run is None or baseline is None or run.items is None or baseline.items is None:
             return None
-        return len(baseline.items), len(run.items)
+        return len(baseline.items) + baseline.left_out, len(run.items) + run.left_out
+
+    @property
+    def failed_item_counts(self) -> tuple[int, int] | None:
+        """How many of them failed for good, tolerated ones too, if it was mapped in both."""
+        if self.item_counts is None:
+            return None
+        return _failed_items(self.baseline), _failed_items(self.run)
 
     @property
     def retry_counts(self) -> tuple[int, int] | None:
         """How many attempts were not the first one, of the step or of an item of it, in each run.
 
-        ``None`` unless both have the step.
+        ``None`` unless it ran in both.
         """
-        if self.run is None or self.baseline is None:
+        run, baseline = self.run, self.baseline
+        if run is None or baseline is None or run.origin or baseline.origin:
             return None
-        return _retries(self.baseline), _retries(self.run)
+        return _retries(baseline), _retries(run)
 
     @property
     def dependencies_added(self) -> tuple[str, ...]:
@@ -189,7 +201,8 @@ class StepComparison:
     @property
     def is_notable(self) -> bool:
         """Whether something of it differs beside a little time."""
-        counts = [each for each in (self.item_counts, self.retry_counts) if each is not None]
+        pairs = self.item_counts, self.failed_item_counts, self.retry_counts
+        counts = [each for each in pairs if each is not None]
         return (
             self.change != "both"
             or self.has_notable_duration
@@ -221,15 +234,19 @@ class RunComparison:
     def difference_ms(self) -> float | None:
         """By how many milliseconds the run took longer, without pauses; negative if it was faster.
 
-        ``None`` unless both passed.
+        ``None`` unless both passed, and neither reused results of other runs.
         """
-        if not self._have_passed:
+        if not self._are_measured:
             return None
         return self.run.total_duration_ms - self.baseline.total_duration_ms
 
     @property
     def _have_passed(self) -> bool:
         return self.run.status is self.baseline.status is RunStatus.PASSED
+
+    @property
+    def _are_measured(self) -> bool:
+        return self._have_passed and not (reused_steps(self.run) or reused_steps(self.baseline))
 
     @property
     def critical_difference_ms(self) -> float:
@@ -246,14 +263,14 @@ class RunComparison:
     def span_difference_ms(self) -> float | None:
         """By how many milliseconds the run took longer, with pauses: see `RunReport.span_ms`.
 
-        ``None`` unless both passed.
+        ``None`` as for `difference_ms`.
         """
-        return self.run.span_ms - self.baseline.span_ms if self._have_passed else None
+        return self.run.span_ms - self.baseline.span_ms if self._are_measured else None
 
     @property
     def factor(self) -> float | None:
-        """The run's duration as a multiple of the baseline's; ``None`` unless both passed."""
-        if not self._have_passed:
+        """The run's duration as a multiple of the baseline's; ``None`` as for `difference_ms`."""
+        if not self._are_measured:
             return None
         return _ratio(self.run.total_duration_ms, self.baseline.total_duration_ms)
 
@@ -440,18 +457,34 @@ def _first_difference(run: Any, baseline: Any) -> tuple[str, Any, Any]:
             return where, run, baseline  # the keys of a dictionary are equal, and not the same
 
 
-def _has_duration(result: StepResult | None) -> bool:
+def reused_steps(report: RunReport) -> list[str]:
+    """Return the steps of a run of which results are those of other runs, or of some items are."""
+    return [name for name, result in report.items() if result.origin or reused_items(result)]
+
+
+def reused_items(result: StepResult) -> int:
+    """Return how many items of a step that ran have the results of other runs."""
+    return 0 if result.origin else sum([bool(item.origin) for item in result.items or ()])
+
+
+def has_run(result: StepResult | None) -> bool:
+    """Whether a step ran in its run, and has ended."""
     return result is not None and result.started_ms is not None and result.status in _ENDED
 
 
 def _has_succeeded(result: StepResult | None) -> bool:
-    return (
-        result is not None and result.started_ms is not None and result.status is StepStatus.SUCCESS
-    )
+    if result is None or not has_run(result) or reused_items(result):
+        return False
+    return result.status is StepStatus.SUCCESS and not result.fell_back
 
 
 def _ms(result: StepResult | None) -> float:
-    return 0.0 if result is None or not _has_duration(result) else result.duration_ms
+    return result.duration_ms if result is not None and has_run(result) else 0.0
+
+
+def _failed_items(result: StepResult | None) -> int:
+    items = () if result is None else result.items or ()
+    return sum([item.status is StepStatus.FAILED for item in items])
 
 
 def _ratio(run_ms: float, baseline_ms: float) -> float | None:
@@ -540,8 +573,11 @@ def _step_to_json(step: StepComparison) -> dict[str, object]:
 def _result_to_json(result: StepResult) -> dict[str, object]:
     return {
         "status": str(result.status),
-        "duration_ms": result.duration_ms,
+        "fell_back": result.fell_back,
+        "reused_from": result.origin or None,
+        "duration_ms": result.duration_ms if has_run(result) else None,
         "attempts": result.attempts,
-        "items": None if result.items is None else len(result.items),
+        "items": None if result.items is None else len(result.items) + result.left_out,
+        "failed_items": None if result.items is None else _failed_items(result),
         "error": _error(result),
     }

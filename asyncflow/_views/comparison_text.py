@@ -8,10 +8,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from asyncflow._core.comparison import InputChange, RunComparison, StepComparison
+from asyncflow._core.comparison import (
+    InputChange,
+    RunComparison,
+    StepComparison,
+    has_run,
+    reused_items,
+    reused_steps,
+)
 from asyncflow._core.failures import first_failure
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import RunStatus, StepResult
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.preview import error_words, preview, shortened
 
@@ -55,7 +62,9 @@ def run_difference_text(compared: RunComparison) -> str:
     """
     text, critical_ms = difference_text(compared), compared.critical_difference_ms
     difference_ms = compared.difference_ms
-    if difference_ms is None or not compared.has_notable_duration:
+    if difference_ms is None:
+        return _why_not_compared(compared)
+    if not compared.has_notable_duration:
         return text
     share, took = critical_ms / difference_ms, duration(abs(critical_ms))
     # A little more than all of it reads as all.
@@ -65,15 +74,37 @@ def run_difference_text(compared: RunComparison) -> str:
     return f"{text}; the steps of its critical path that ran in both took {took} {change}"
 
 
+def _why_not_compared(compared: RunComparison) -> str:
+    """Return why the durations of two runs that passed are not compared."""
+    if not compared.run.status is compared.baseline.status is RunStatus.PASSED:
+        return ""
+    found = [(run.run_id, len(reused_steps(run))) for run in (compared.run, compared.baseline)]
+    said = [
+        f"{escape_controls(run)} reused {plural(count, 'step')}" for run, count in found if count
+    ]
+    return f"not compared, since {' and '.join(said)}"
+
+
+def took_text(result: StepResult | None) -> str:
+    """Return how long a step took in a run, or that it was reused; nothing if it has not ended."""
+    if result is None or not has_run(result):
+        return "reused" if result is not None and result.origin else ""
+    return duration(result.duration_ms)
+
+
 def step_facts(step: StepComparison) -> list[str]:
     """Return what else differs of a step, one fact a text."""
     run, baseline = step.run, step.baseline
     if run is None or baseline is None:
         return []
-    facts = [pair(str(baseline.status), str(run.status))] if step.has_other_status else []
-    retries, items = step.retry_counts, step.item_counts
+    facts = [pair(_ended(baseline), _ended(run))] if step.has_other_status else []
+    retries, items, failed = step.retry_counts, step.item_counts, step.failed_item_counts
     if items is not None and items[0] != items[1]:
         facts.append(_counted("item", items))
+    if failed is not None and failed[0] != failed[1]:
+        facts.append(_counted("failed item", failed))
+    if reused := reused_items(run):
+        facts.append(f"{plural(reused, 'item')} reused")
     if retries is not None and retries[0] != retries[1]:
         if run.items is None and baseline.items is None:
             facts.append(_counted("attempt", (baseline.attempts, run.attempts)))
@@ -158,6 +189,10 @@ def error_text(report: RunReport) -> str:
 def pair(before: str, now: str) -> str:
     """Return the baseline's text and the run's."""
     return f"{before} → {now}"
+
+
+def _ended(result: StepResult) -> str:
+    return "fell back" if result.fell_back else str(result.status)
 
 
 def _value(value: object, limit: int = _LONGEST_VALUE) -> str:

@@ -16,6 +16,7 @@ from asyncflow._core.comparison import (
     RunComparison,
     compare,
 )
+from asyncflow._core.record import replace
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.results import REDACTED_OUTPUT
 
@@ -83,6 +84,35 @@ def test_only_what_succeeded_in_both_runs_is_slower_or_faster(other: StepResult)
     assert step.is_notable
 
 
+def test_what_a_run_reused_of_another_one_is_no_measurement() -> None:
+    of_other = replace(took("x", 5, attempts=3, reused=True, origin="o"), started_ms=None)
+    own = took("y", 500, reused=True)  # an earlier process of the run measured it
+    items = [took("z[0]", 1), replace(took("z[1]", 1, reused=True, origin="o"), started_ms=None)]
+    comparison = compared(
+        [of_other, own, mapped("z", *items, duration_ms=900)],
+        [took("x", 50), took("y", 50), mapped("z", took("z[0]", 1), took("z[1]", 1))],
+    )
+
+    x, y, z = comparison.steps
+    for each in (comparison, x, z):
+        assert (each.difference_ms, each.factor, each.has_notable_duration) == (None, None, False)
+    assert comparison.span_difference_ms is None
+    assert (x.retry_counts, x.is_notable) == (None, False)
+    assert y.difference_ms == 450
+    document = json.loads(comparison.to_json())["steps"][0]["run"]
+    assert (document["duration_ms"], document["reused_from"]) == (None, "o")
+
+
+def test_what_fell_back_is_neither_slower_nor_faster_and_ended_differently() -> None:
+    fallen, fine = took("x", 90.0, error=OSError()), took("x", 5.0)
+
+    (step,) = compared([fallen], [fine]).steps
+    (same,) = compared([fallen], [fallen]).steps
+
+    assert (step.difference_ms, step.has_other_status) == (None, True)
+    assert (same.difference_ms, same.has_other_status) == (None, False)
+
+
 def test_pauses_count_in_the_span_only() -> None:
     segments = [Segment(0.0, 0.0, 60.0), Segment(60.0, 10.0, 100.0)]
     paused = RunReport("a", [], total_duration_ms=100.0, wall_time=0.0, segments=segments)
@@ -124,8 +154,12 @@ def test_notable_steps_come_with_the_largest_difference_in_time_first() -> None:
         (took("x", 3, depends_on=("a",)), took("x", 3)),
         (took("x", 3), took("x", 3, depends_on=("a",))),
         (cancelled("x"), took("x", 3)),
+        (mapped("x", failed("x[0]", OSError())), mapped("x", took("x[0]", 3))),
     ],
-    ids=["retried", "more items", "item retried", "new dependency", "lost dependency", "cancelled"],
+    ids=[
+        *("retried", "more items", "item retried", "new dependency", "lost dependency"),
+        *("cancelled", "item failed, tolerated"),
+    ],
 )
 def test_whatever_differs_beside_a_little_time_is_notable(
     run: StepResult, baseline: StepResult
@@ -158,6 +192,7 @@ def test_items_are_counted_if_the_step_is_mapped_in_both_runs() -> None:
     assert compared([two], [one]).steps[0].item_counts == (1, 2)
     assert compared([two], [took("x", 1)]).steps[0].item_counts is None
     assert compared([two], []).steps[0].item_counts is None
+    assert compared([replace(two, left_out=7)], [one]).steps[0].item_counts == (1, 9)
 
 
 def test_versions_are_compared_if_they_are_known() -> None:
@@ -407,16 +442,22 @@ def test_a_comparison_can_be_shown_pickled_and_written_as_json() -> None:
         "factor": None,
         "run": {
             "status": "FAILED",
+            "fell_back": False,
+            "reused_from": None,
             "duration_ms": 30.0,
             "attempts": 1,
             "items": None,
+            "failed_items": None,
             "error": "OSError: no disk",
         },
         "baseline": {
             "status": "SUCCESS",
+            "fell_back": False,
+            "reused_from": None,
             "duration_ms": 20.0,
             "attempts": 1,
             "items": None,
+            "failed_items": None,
             "error": None,
         },
         "dependencies_added": [],

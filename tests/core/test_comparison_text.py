@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from results import mapped, report_of, skipped, succeeded
+from results import failed, mapped, report_of, skipped, succeeded
 from rich.cells import cell_len
 
-from asyncflow import RestoredOutput, RunReport, RunStatus
+from asyncflow import RestoredOutput, RunReport, RunStatus, StepResult, StepStatus
 from asyncflow._core.comparison import InputChange, StepComparison, compare
+from asyncflow._core.record import replace
 from asyncflow._core.results import REDACTED_OUTPUT
 from asyncflow._views.comparison_text import (
     difference_text,
@@ -19,6 +20,7 @@ from asyncflow._views.comparison_text import (
     outputs_text,
     run_difference_text,
     step_facts,
+    took_text,
 )
 
 
@@ -74,6 +76,29 @@ def test_the_difference_of_two_runs_agrees_with_that_of_the_critical_path(
     ]
 
     assert run_difference_text(compare(*runs)) == words
+
+
+def test_what_was_reused_is_said_instead_of_a_difference() -> None:
+    reused = replace(succeeded("x", reused=True, origin="o"), started_ms=None)
+    part = mapped("y", replace(succeeded("y[0]", reused=True, origin="o"), started_ms=None))
+    run = report_of(reused, part)
+    comparison = compare(run, report_of(succeeded("x"), mapped("y", succeeded("y[0]"))))
+
+    assert run_difference_text(comparison) == "not compared, since r1 reused 2 steps"
+    assert [took_text(each) for each in (reused, succeeded("x", duration_ms=5.0))] == [
+        *("reused", "5 ms"),
+    ]
+    assert took_text(StepResult("x", StepStatus.RUNNING, 1, 9.0, started_ms=0.0)) == ""
+    assert step_facts(comparison.steps[1]) == ["1 item reused"]
+
+
+def test_an_end_that_no_status_tells_is_a_fact_too() -> None:
+    fallen = succeeded("x", error=OSError())
+    assert step_facts(StepComparison("x", fallen, succeeded("x"))) == ["SUCCESS → fell back"]
+    tolerated = mapped("x", failed("x[0]", OSError()), succeeded("x[1]"))
+    before = mapped("x", succeeded("x[0]"), succeeded("x[1]"))
+    facts = step_facts(StepComparison("x", tolerated, before))
+    assert facts == ["0 failed items → 1 failed item"]
 
 
 def test_the_facts_of_a_step_name_all_that_differs() -> None:
