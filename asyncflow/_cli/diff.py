@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 
 import click
 from rich.cells import set_cell_size
@@ -22,10 +23,10 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, hanging, stdout_console
 from asyncflow._core.comparison import RunComparison, StepComparison
-from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
+from asyncflow._core.looks import RUN_LOOKS, Look, look_of
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult
-from asyncflow._core.text import duration, escape_controls, plural
+from asyncflow._core.results import RunStatus
+from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.comparison_text import (
     arrow,
     difference_text,
@@ -35,10 +36,12 @@ from asyncflow._views.comparison_text import (
     outputs_text,
     run_difference_text,
     step_facts,
+    took_text,
 )
 from asyncflow._views.event_text import took
 from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import RunRecord
+from asyncflow.journal._queries import so_far_ms
 from asyncflow.live._theme import Theme, elide_middle, theme_for, widest
 
 _SYMBOLS = "▲▼→×"
@@ -67,24 +70,28 @@ def diff(run: str, baseline: str | None, journal: str, show_all: bool, as_json: 
     differ or not.
     """
     require_journal(journal)
-    compared = asyncio.run(_compare(journal, run, baseline))
+    compared, *records = asyncio.run(_compare(journal, run, baseline))
     if as_json:
         click.echo(compared.to_json(indent=2))
         return
     console = stdout_console()
     theme = theme_for(console.encoding, _SYMBOLS)
-    lines = [*_head(compared, console), *_table(compared, show_all, theme, console)]
+    died = [record.status is RunStatus.ORPHANED for record in records]
+    head = _head(compared, records, console)
+    lines = [*head, *_table(compared, show_all, theme, console, has_died=died[0])]
     text = Text("\n").join(lines)
     if theme.encoding == "ascii":
         text.plain = text.plain.translate(_PLAIN)
     console.print(text, soft_wrap=True)
 
 
-async def _compare(journal: str, run: str, baseline: str | None) -> RunComparison:
+async def _compare(
+    journal: str, run: str, baseline: str | None
+) -> tuple[RunComparison, RunRecord, RunRecord]:
     async with open_journal(journal) as opened:
         record = await find_run(opened, run)
         other = await _baseline(opened, record, baseline)
-        return await opened.compare(record.run_id, other.run_id)
+        return await opened.compare(record.run_id, other.run_id), record, other
 
 
 async def _baseline(journal: AnyJournal, record: RunRecord, baseline: str | None) -> RunRecord:
@@ -103,9 +110,10 @@ async def _baseline(journal: AnyJournal, record: RunRecord, baseline: str | None
 # What the runs are, and what differs beside their steps.
 
 
-def _head(compared: RunComparison, console: Console) -> list[Text]:
+def _head(compared: RunComparison, records: Sequence[RunRecord], console: Console) -> list[Text]:
     run, baseline = compared.run, compared.baseline
-    lines = [*_run("Run", run, console), *_run("Baseline", baseline, console)]
+    lines = _run("Run", run, records[0], console)
+    lines += _run("Baseline", baseline, records[1], console)
     if run.pipeline != baseline.pipeline:
         lines += _wrapped("Pipeline", "these are runs of different pipelines", console)
     if difference := run_difference_text(compared):
@@ -118,11 +126,14 @@ def _head(compared: RunComparison, console: Console) -> list[Text]:
     return lines
 
 
-def _run(label: str, report: RunReport, console: Console) -> list[Text]:
+def _run(label: str, report: RunReport, record: RunRecord, console: Console) -> list[Text]:
     of = f" of {escape_controls(report.pipeline)}" if report.pipeline else ""
-    word, spent = report.status, took(report.total_duration_ms, report.span_ms)
-    started = local_moment_text(report.wall_time)
-    outcome = Text(f"{'':<{_LABEL}}{word} after {spent}, started {started}")
+    # Only the record knows how far a run is that has not ended, and that its process died.
+    word, ran_ms = record.status, so_far_ms(record, time.time())
+    spent = took(ran_ms, ran_ms + record.paused_s * 1000)
+    started = local_moment_text(record.started_at)
+    verb = "for" if word is RunStatus.RUNNING else "after"
+    outcome = Text(f"{'':<{_LABEL}}{word} {verb} {spent}, started {started}")
     outcome.stylize(RUN_LOOKS[word].colour, _LABEL, _LABEL + len(word))
     why = error_text(report)
     return [
@@ -140,12 +151,17 @@ def _wrapped(label: str, text: str, console: Console, indent: int = _LABEL) -> l
 # The steps.
 
 
-def _table(compared: RunComparison, show_all: bool, theme: Theme, console: Console) -> list[Text]:
+def _table(
+    compared: RunComparison, show_all: bool, theme: Theme, console: Console, *, has_died: bool
+) -> list[Text]:
     notable, total = compared.notable_steps, len(compared.steps)
     if not notable and not show_all:
         return [Text(""), Text(f"no notable difference in {plural(total, 'step')}")]
     shown = compared.steps if show_all else notable
-    rows = [_cells(step, theme) for step in shown]
+    looks = [
+        None if step.run is None else look_of(step.run.status, has_died=has_died) for step in shown
+    ]
+    rows = [_cells(step, look, theme) for step, look in zip(shown, looks, strict=True)]
     header = ["STATUS", "BASELINE", "RUN", "DIFFERENCE"]
     widths = [max(widest(column), 1) for column in zip(header, *rows, strict=True)]
     names = [escape_controls(step.step_name) for step in shown]
@@ -157,10 +173,10 @@ def _table(compared: RunComparison, show_all: bool, theme: Theme, console: Conso
     below = widths[0] + len(_GAP)  # the name
     lines = [Text(""), _row("STEP", header, room, widths, theme)]
     lines[1].stylize("bold")
-    for name, step, cells in zip(names, shown, rows, strict=True):
+    for name, step, look, cells in zip(names, shown, looks, rows, strict=True):
         line = _row(name, cells, room, widths, theme)
-        if step.run is not None:
-            line.stylize(STEP_LOOKS[step.run.status].colour, 0, widths[0])
+        if look is not None:
+            line.stylize(look.colour, 0, widths[0])
         lines += hanging(line, begins_at, console)
         if output := output_text(step, _COLUMNS - below):
             lines += _wrapped("", output, console, below)
@@ -185,20 +201,13 @@ def _row(name: str, cells: Iterable[str], room: int, widths: list[int], theme: T
     return Text(text.rstrip())
 
 
-def _cells(step: StepComparison, theme: Theme) -> list[str]:
-    run = step.run
-    look = None if run is None else STEP_LOOKS[run.status]
+def _cells(step: StepComparison, look: Look | None, theme: Theme) -> list[str]:
     status = theme.dash if look is None else f"{theme.symbol(look)} {look.word}"
     change = "" if step.change == "both" else step.change
     facts = [change or f"{arrow(step)}{difference_text(step)}", *step_facts(step)]
     return [
         status,
-        _took(step.baseline, theme),
-        _took(run, theme),
+        took_text(step.baseline) or theme.dash,
+        took_text(step.run) or theme.dash,
         "; ".join(filter(None, facts)),
     ]
-
-
-def _took(result: StepResult | None, theme: Theme) -> str:
-    is_known = result is not None and result.started_ms is not None
-    return duration(result.duration_ms) if result is not None and is_known else theme.dash

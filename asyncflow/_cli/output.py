@@ -133,14 +133,15 @@ def write_html(
     resume: str = "",
     usual_ms: Mapping[str, float] | None = None,
     orphaned: bool = False,
+    until: float | None = None,
 ) -> None:
     """Write the page of a run.
 
     ``notes`` are more notes than those among the events. ``resume`` is the command that resumes the
-    run, ``usual_ms`` says how long steps usually take, by name, and ``orphaned`` whether its
-    process died.
+    run, and the others are as in `asyncflow.html_report.to_html`.
     """
-    page = load_html_writer()(events, notes, resume=resume, usual_ms=usual_ms, orphaned=orphaned)
+    to_html = load_html_writer()
+    page = to_html(events, notes, resume=resume, usual_ms=usual_ms, orphaned=orphaned, until=until)
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:

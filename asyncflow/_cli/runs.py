@@ -244,10 +244,10 @@ def _pipeline_and_origin(record: RunRecord) -> Iterator[str]:
 
 
 def _took(record: RunRecord) -> str:
-    duration_s, span_s = record.duration_s, record.span_s
-    if duration_s is None or span_s is None or record.started_at == record.enqueued_at:
+    if record.damaged or record.started_at == record.enqueued_at:
         return ""  # it has not started, or ended without a start
-    return took(duration_s * 1000, span_s * 1000)
+    ran_ms = so_far_ms(record, time.time())
+    return took(ran_ms, ran_ms + record.paused_s * 1000)
 
 
 # cancel, prune, forget

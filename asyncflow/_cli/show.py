@@ -58,7 +58,7 @@ from asyncflow._views.run_view import RunView
 from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.events import StepAttached, StepCalled, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
-from asyncflow.journal._queries import USUAL_RUNS
+from asyncflow.journal._queries import USUAL_RUNS, counts_until
 from asyncflow.journal._streams import latest_streamed
 from asyncflow.live._end import verdict_lines
 from asyncflow.live._theme import printable, theme_for
@@ -266,6 +266,7 @@ def show(
             resume=resume_command(shown.record, journal),
             usual_ms=shown.usual_ms,
             orphaned=shown.record.status is RunStatus.ORPHANED,
+            until=counts_until(shown.record, time.time()),
         )
         write_note(f"HTML report: {html}")
     if as_json:
@@ -304,7 +305,8 @@ def _write_run(shown: _ShownRun, console: Console, *, everything: bool) -> None:
     lines.append(Text(""))
     if view.stop_reason is not None and view.status is not RunStatus.PASSED:
         lines += indented([f"Stopped: {printable(view.stop_reason, theme.encoding)}"], console)
-    lines += verdict_lines(view, console.width, theme, has_died=has_died)
+    now_ms = _now_of(shown)
+    lines += verdict_lines(view, console.width, theme, now_ms=now_ms, has_died=has_died)
     write_lines(lines, console)
 
 
@@ -381,8 +383,10 @@ def _head(shown: _ShownRun, console: Console) -> list[Text]:
         parts.append(f", started by step {step} of run {parent}")
     if resumed := view.resumptions:
         parts.append(f", resumed {plural(resumed, 'time')}")
-        spent = took(view.at_ms, view.at_ms + view.paused_ms)
-        parts.append(f", took {spent}{' with pauses' if ' of ' in spent else ''}")
+        ran_ms = _now_of(shown)
+        spent = took(ran_ms, ran_ms + view.paused_ms)
+        verb = "so far" if view.is_running else "took"
+        parts.append(f", {verb} {spent}{' with pauses' if ' of ' in spent else ''}")
     if record.status is RunStatus.ORPHANED:
         parts.append(", orphaned: not finished, and no process runs it")
     return hanging(Text("".join(parts)), 4, console)
@@ -404,9 +408,7 @@ def _write_timeline(shown: _ShownRun) -> None:
 
 
 def _now_of(shown: _ShownRun) -> float:
-    # How far an orphan came after its last event is unknown.
-    is_orphaned, view = shown.record.status is RunStatus.ORPHANED, shown.view
-    return view.at_ms if is_orphaned else view.ms_at(time.time())
+    return shown.view.ms_at(counts_until(shown.record, time.time()))
 
 
 def _described(shown: _ShownRun) -> list[tuple[float, str]]:

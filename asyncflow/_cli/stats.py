@@ -30,10 +30,10 @@ from asyncflow._cli.options import (
     require_journal,
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, some_of, stdout_console, write_note
-from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS
+from asyncflow._core.looks import DIED_LOOK, OUTCOME_LOOKS, RUN_LOOKS
 from asyncflow._core.statistics import StepOutcome, StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean, duration, escape_controls, plural
-from asyncflow._views.outcomes import frequency_text, items_text
+from asyncflow._views.outcomes import frequency_text, items_text, outcome_look
 from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import PipelineStatistics, RunRecord
 from asyncflow.journal._queries import listed_status, statistics_document
@@ -131,7 +131,7 @@ def _history(
         (
             record.run_id,
             local_moment_text(record.started_at),
-            OUTCOME_LOOKS[outcome].said,
+            outcome_look(outcome, record.status).said,
             _ms(took),
             error,
         )
@@ -213,7 +213,7 @@ class _Drawing:
         return [
             _GridRow(
                 escape_controls(name),
-                [self._cell(outcome) for outcome in step.outcomes],
+                [*map(self._cell, step.outcomes, self._found.runs)],
                 [
                     *map(_ms, (step.median_ms, step.p95_ms, step.last_ms)),
                     *map(_share, (step.failure_rate, step.flakiness)),
@@ -223,10 +223,10 @@ class _Drawing:
             for name, step in by_trouble(self._found.steps).items()
         ]
 
-    def _cell(self, outcome: StepOutcome | None) -> tuple[str, str]:
+    def _cell(self, outcome: StepOutcome | None, record: RunRecord) -> tuple[str, str]:
         if outcome is None:
             return _NO_RUN, ""
-        look = OUTCOME_LOOKS[outcome]
+        look = outcome_look(outcome, record.status)
         return self._theme.symbol(look), look.colour
 
     def _line(self, row: _GridRow, grid: int) -> Text:
@@ -256,9 +256,14 @@ class _Drawing:
 
     def _legend(self) -> Text:
         found, shown = self._found, slice(self.shown)
-        outcomes = {each for step in found.steps.values() for each in step.outcomes[shown]}
+        occurring = {
+            outcome_look(outcome, record.status)
+            for step in found.steps.values()
+            for outcome, record in zip(step.outcomes[shown], found.runs, strict=False)
+            if outcome is not None
+        }
         statuses = {listed_status(record) for record in found.runs[shown]}
-        looks = [look for word, look in OUTCOME_LOOKS.items() if word in outcomes]
+        looks = [look for look in (*OUTCOME_LOOKS.values(), DIED_LOOK) if look in occurring]
         looks += [look for word, look in RUN_LOOKS.items() if word in statuses]
         meanings: dict[str, dict[str, None]] = {}
         for look in looks:

@@ -29,6 +29,7 @@ from asyncflow._views.next_command import next_commands
 from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.events import Event, RunFinished, StepProgressed
 from asyncflow.journal import RunRecord
+from asyncflow.journal._queries import counts_until
 
 _PAUSE_S = 0.3
 """How long to wait between two reads of a run."""
@@ -70,7 +71,8 @@ async def _watch(address: str, run: str | None) -> tuple[RunRecord, RunReport, b
         with LiveView() as view:
             await expect(view, journal, record.pipeline, elsewhere=True)
             record = await _follow(journal, record.run_id, view.for_run())
-            view._expected.has_died = record.status is RunStatus.ORPHANED  # for its last frame
+            if record.status is RunStatus.ORPHANED:  # for its last frame
+                view._expected.died_at = counts_until(record, time.time())
         return record, await journal.report(record.run_id), view.has_shown_end
 
 

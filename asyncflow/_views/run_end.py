@@ -27,10 +27,11 @@ class LostSteps(NamedTuple):
     names: list[str]
 
 
-def verdict(view: RunView, *, has_died: bool = False) -> str:
+def verdict(view: RunView, now_ms: float | None = None, *, has_died: bool = False) -> str:
     """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 1 retried (load), 9 reused``.
 
-    ``has_died`` says whether the process of the run is gone, which no event tells.
+    ``now_ms`` is the present of a run that has not ended, by default its latest event, and
+    ``has_died`` says whether its process is gone, which no event tells.
     """
     looks = counted_looks(view.counts, has_died=has_died)
     counts = [f"{count:,} {look.said}" for look, count in looks]
@@ -48,8 +49,11 @@ def verdict(view: RunView, *, has_died: bool = False) -> str:
     said = ", ".join(counts) or "no steps"
     if view.is_queued:
         return f"{view.word} to start: {said}"
-    spent = took(view.at_ms, view.at_ms + view.paused_ms)
-    return f"{'ORPHANED' if has_died else view.word} in {spent}: {said}"
+    ran_ms = view.at_ms if now_ms is None else now_ms
+    spent = took(ran_ms, ran_ms + view.paused_ms)
+    if has_died:
+        return f"ORPHANED after {spent}: {said}"
+    return f"{view.word} {'for' if view.is_running else 'in'} {spent}: {said}"
 
 
 def _names(steps: Sequence[str]) -> str:

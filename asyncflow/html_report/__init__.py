@@ -37,6 +37,7 @@ def to_html(
     resume: str = "",
     usual_ms: Mapping[str, float] | None = None,
     orphaned: bool = False,
+    until: float | None = None,
 ) -> str:
     """Return the page of a run: one HTML file that needs no network and no other file.
 
@@ -46,8 +47,7 @@ def to_html(
 
     Args:
         run: The report of the run; or its events from the first one on, as an observer or a
-            journal has them. Notes may be among them. A run that has not ended is shown as of its
-            latest event.
+            journal has them. Notes may be among them.
         notes: More notes of the run: log lines, progress and attachments of its steps.
         resume: The command that resumes the run, which is shown if it failed or was interrupted.
             By default, the page of events that a journal stored has one with placeholders.
@@ -55,6 +55,8 @@ def to_html(
             their duration and marks on the timeline. By default it shows nothing of that.
         orphaned: Whether no process runs it, although it has not ended, as a journal knows. Then
             its page says that steps were running when their process died.
+        until: Until when a run that has not ended is shown, in seconds since the epoch (UTC); by
+            default until its latest event.
 
     Raises:
         ValueError: There is no event.
@@ -66,6 +68,8 @@ def to_html(
         raise TypeError(f"usual_ms must be a mapping, not {type(usual_ms).__name__}")
     for step, usual in (usual_ms or {}).items():
         check_number(f"usual_ms of {step!r}", usual, 0)
+    if until is not None:
+        check_number("until", until, 0, unit=" s")
     for name, given in (("run", run), ("notes", notes)):
         if not isinstance(given, RunReport | Iterable):
             raise TypeError(f"{name} must be the events of a run, not {type(given).__name__}")
@@ -88,4 +92,4 @@ def to_html(
     context = PageContext(
         said, resume=resume, usual_ms=usual_ms or {}, is_orphaned=orphaned and view.is_running
     )
-    return page(view, log, context, now_ms=view.at_ms)
+    return page(view, log, context, now_ms=view.at_ms if until is None else view.ms_at(until))

@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 
 from asyncflow._core.errors import MissingExtraError
-from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS, STEP_LOOKS
+from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.text import duration, plural
 from asyncflow._views.notes import level_name, log_text
 from asyncflow._views.preview import (
@@ -104,7 +104,6 @@ def _environment() -> jinja2.Environment:
         pack=PackedRows,
         run_looks=RUN_LOOKS,
         step_looks=STEP_LOOKS,
-        outcome_looks=OUTCOME_LOOKS,
         step_url=step_url,
         is_queued=is_queued,
         wait_text=wait_text,

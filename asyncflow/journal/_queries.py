@@ -128,6 +128,10 @@ class RunRecord:
     by this time, and its start is this too until it starts."""
     waits_for: WaitsFor | None = None
     """For what it waits if it is ``WAITING``."""
+    seen_at: float | None = field(default=None, compare=False)
+    """When a process that ran it last gave a sign of life, as ``updated_at``: it renews the run's
+    lease every few seconds. ``None`` if none has run it. Records that differ in it alone are
+    equal."""
 
     @property
     def duration_s(self) -> float | None:
@@ -155,9 +159,23 @@ class RunRecord:
         return first_s, self.run_id
 
 
+def counts_until(record: RunRecord, now_s: float) -> float:
+    """Return until when a run that has not ended counts, in seconds since the epoch.
+
+    Until now, or until its process last gave a sign of life if that has died.
+    """
+    return (record.seen_at or 0.0) if record.status is RunStatus.ORPHANED else now_s
+
+
 def so_far_ms(record: RunRecord, now_s: float) -> float:
-    """Return for how many milliseconds a run has been running, pauses left out."""
-    return max(now_s - record.started_at - record.paused_s, 0.0) * 1000
+    """Return for how many milliseconds a run has been running, pauses left out.
+
+    A run that waits for a signal, or has ended, does not go on.
+    """
+    if record.status not in UNFINISHED:
+        return record.latest_ms
+    ran_s = counts_until(record, now_s) - record.started_at - record.paused_s
+    return max(ran_s * 1000, record.latest_ms)
 
 
 def listed_status(record: RunRecord) -> str:

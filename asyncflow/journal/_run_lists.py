@@ -89,6 +89,8 @@ class RunRow(NamedTuple):
     waits_for: Any
     due_at: Any
     """When a run that waits to start is due."""
+    renewed_at: Any
+    """When its process last took or renewed the lease, which it may have given up since."""
 
 
 _STARTS_SINCE_END = (
@@ -105,7 +107,7 @@ _RUNS = (
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
     "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s, r.cause, "
     f"CASE WHEN r.status = 'running' THEN {_STARTS_SINCE_END} ELSE 0 END, "
-    f"r.enqueued_at, r.began_at, r.waits, {WAITS_FOR}, q.due_at "
+    f"r.enqueued_at, r.began_at, r.waits, {WAITS_FOR}, q.due_at, l.renewed_at "
     "FROM {runs} LEFT JOIN leases l ON l.run_id = r.run_id "
     "LEFT JOIN queued q ON q.run_id = r.run_id WHERE {where} "
     "ORDER BY {order}.started_at DESC, {order}.run_id DESC"
@@ -396,6 +398,7 @@ def record_of(row: RunRow) -> RunRecord:
         enqueued_at=_enqueued_at(row),
         waits_for=_waits_for(row),
         crashes=max(0, (row.starts or 0) - (status is RunStatus.RUNNING)),
+        seen_at=row.renewed_at if is_moment(row.renewed_at) else None,
     )
 
 

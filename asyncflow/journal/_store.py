@@ -188,10 +188,10 @@ _KEY = 4
 """Where the key of the run is among these columns."""
 _LEASE = f"{_LEASES} WHERE l.run_id = ?{{lock}}"
 _CLAIM = (
-    "UPDATE leases SET token = token + 1, owner = ?, process = ?, {expiry}, "
+    "UPDATE leases SET token = token + 1, owner = ?, process = ?, renewed_at = {now}, {expiry}, "
     "cancel_token = CASE WHEN cancel_token = token THEN token + 1 END WHERE run_id = ?"
 )
-_RENEW = "UPDATE leases SET {expiry} WHERE run_id = ? AND token = ?"
+_RENEW = "UPDATE leases SET renewed_at = {now}, {expiry} WHERE run_id = ? AND token = ?"
 # The next owner reads what was sent with the history.
 _RELEASE = (
     "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0, signal_token = NULL, "

@@ -43,12 +43,12 @@ TABLES = {
         "run_id TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, started_at REAL NOT NULL, "
         "PRIMARY KEY (run_id, name)"
     ),
-    # `expires_at` is by the wall clock of the database. In a file, `clock` is `LeaseClock.name`,
-    # and `boot_expires_at` a time by `LeaseClock.boot_s`.
+    # `renewed_at` and `expires_at` are by the wall clock of the database. In a file, `clock` is
+    # `LeaseClock.name`, and `boot_expires_at` a time by `LeaseClock.boot_s`.
     "leases": (
         "run_id TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT, process TEXT, "
-        "expires_at REAL NOT NULL, clock TEXT, boot_expires_at REAL, cancel_token INTEGER, "
-        "cancel_reason TEXT, cancel_cause TEXT, signal_token INTEGER"
+        "renewed_at REAL, expires_at REAL NOT NULL, clock TEXT, boot_expires_at REAL, "
+        "cancel_token INTEGER, cancel_reason TEXT, cancel_cause TEXT, signal_token INTEGER"
     ),
     "events": (
         # The data come last: SQLite goes through them to what is behind.

@@ -55,9 +55,16 @@ def run_end(view: RunView, *, width: int, height: int, theme: Theme, title: Text
     return lines
 
 
-def verdict_lines(view: RunView, width: int, theme: Theme, *, has_died: bool = False) -> list[Text]:
-    """Return how a run ended, in lines of a width; ``has_died`` if its process is gone."""
-    words = verdict(view, has_died=has_died)
+def verdict_lines(
+    view: RunView,
+    width: int,
+    theme: Theme,
+    *,
+    now_ms: float | None = None,
+    has_died: bool = False,
+) -> list[Text]:
+    """Return how a run ended, or where it stands, in lines of a width; see `verdict`."""
+    words = verdict(view, now_ms, has_died=has_died)
     word = words.split(" ", 1)[0]
     look = RUN_LOOKS[word]
     text = f"{theme.symbol(look)} {words}"

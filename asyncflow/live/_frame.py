@@ -58,8 +58,8 @@ class Expected:
     steps_ms: Mapping[str, float] = field(default_factory=dict)
     is_elsewhere: bool = False
     """Whether another process runs them, so that the wall clock tells how far they are."""
-    has_died: bool = False
-    """Whether that process is gone."""
+    died_at: float | None = None
+    """When that process last gave a sign of life, in seconds since the epoch, if it is gone."""
 
 
 class LiveRun:
@@ -93,13 +93,15 @@ class LiveRun:
 
     @property
     def is_orphaned(self) -> bool:
-        return self.expected.has_died and self.view.is_running
+        return self.expected.died_at is not None and self.view.is_running
 
     def now_ms(self) -> float:
         """Return the time on the run's clock, in milliseconds since the run started."""
         view = self.view
-        if not view.is_running or self._ahead_ms is None or self.is_orphaned:
+        if not view.is_running or self._ahead_ms is None:
             return view.at_ms
+        if self.expected.died_at is not None:
+            return view.ms_at(self.expected.died_at)
         if self.expected.is_elsewhere:
             return view.ms_at(time.time())
         return max(view.at_ms, self._ahead_ms + _our_ms())

@@ -168,7 +168,7 @@ def words_of(step: StepView, now_ms: float, reported: _Reported, *, has_died: bo
     """Return what there is to say of a step beside its status and its duration."""
     said = remarks_of(step, has_died=has_died)
     if said.died:
-        return said.died
+        return ", ".join(filter(None, [said.died, _items(step)]))
     is_running = step.status is StepStatus.RUNNING
     parts = [
         *(said.before, said.waits, said.answered, said.reason, _items(step)),

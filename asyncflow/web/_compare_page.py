@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,7 +14,9 @@ from starlette.responses import Response
 
 from asyncflow._core.comparison import RunComparison, StepComparison
 from asyncflow._core.failures import first_failure
+from asyncflow._core.looks import look_of
 from asyncflow._core.report import RunReport
+from asyncflow._core.results import RunStatus
 from asyncflow._views.comparison_text import (
     arrow,
     difference_text,
@@ -22,10 +27,12 @@ from asyncflow._views.comparison_text import (
     pair,
     run_difference_text,
     step_facts,
+    took_text,
 )
 from asyncflow._views.event_text import took
 from asyncflow._views.preview import error_trace
 from asyncflow.journal._base import SQLJournal
+from asyncflow.journal._queries import RunRecord, so_far_ms
 from asyncflow.web._responses import path_in, problem, render, wants_json
 
 _MOST_ROWS = 500
@@ -63,11 +70,17 @@ async def compare_page(request: Request, journal: SQLJournal) -> Response:
     if not (run_id and baseline):
         return _page(request, run_id, baseline, None, note)
     compared = await journal.compare(run_id, baseline)
-    return await asyncio.to_thread(_page, request, run_id, baseline, compared, "")
+    records = [await journal.record(each) for each in (run_id, baseline)]
+    return await asyncio.to_thread(_page, request, run_id, baseline, compared, "", records)
 
 
 def _page(
-    request: Request, run_id: str, baseline: str, compared: RunComparison | None, note: str
+    request: Request,
+    run_id: str,
+    baseline: str,
+    compared: RunComparison | None,
+    note: str,
+    records: Sequence[RunRecord] = (),
 ) -> Response:
     """Return the page, with the comparison or just the question which runs to compare."""
     return render(
@@ -78,11 +91,14 @@ def _page(
         baseline=baseline,
         note=note,
         compared=compared,
-        **({} if compared is None else _given(request, compared)),
+        **({} if compared is None else _given(request, compared, records)),
     )
 
 
-def _given(request: Request, compared: RunComparison) -> dict[str, Any]:
+def _given(
+    request: Request, compared: RunComparison, records: Sequence[RunRecord]
+) -> dict[str, Any]:
+    now_s, has_died = time.time(), records[0].status is RunStatus.ORPHANED
     shown = compared.steps if "all" in request.query_params else compared.notable_steps
     run_id, baseline = compared.run.run_id, compared.baseline.run_id
     return {
@@ -98,8 +114,15 @@ def _given(request: Request, compared: RunComparison) -> dict[str, Any]:
         "error_text": error_text,
         "facts_of": _facts,
         "input_text": input_text,
-        "pair": pair,
+        "look_of": partial(look_of, has_died=has_died),
+        # Only a record knows how far a run is that has not ended, and that its process died.
+        "sides": [
+            ("Run", compared.run, records[0], so_far_ms(records[0], now_s)),
+            ("Baseline", compared.baseline, records[1], so_far_ms(records[1], now_s)),
+        ],
+        "statuses": pair(*[record.status for record in reversed(records)]),
         "took": took,
+        "took_text": took_text,
         "trace_of": _trace,
     }
 

@@ -31,7 +31,7 @@ from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._templates import digest_of
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import UNENDED, RunRecord, StoredEvent
+from asyncflow.journal._queries import UNENDED, RunRecord, StoredEvent, counts_until
 from asyncflow.journal._streams import MOST_ROWS, latest_streamed
 
 _SHORTEST_S = 0.3
@@ -265,8 +265,8 @@ class RunFeed:
 
 
 def now_of(view: RunView, record: RunRecord) -> float:
-    """Return the moment of a run to show: the present, or of an orphaned run its latest event."""
-    return view.at_ms if record.status is RunStatus.ORPHANED else view.ms_at(time.time())
+    """Return the moment of a run to show; see `counts_until`."""
+    return view.ms_at(counts_until(record, time.time()))
 
 
 class RunFeeds:

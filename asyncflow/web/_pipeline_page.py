@@ -19,17 +19,18 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncflow._core.looks import OUTCOME_LOOKS
+from asyncflow._core.looks import DIED_LOOK, OUTCOME_LOOKS
 from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean
-from asyncflow._views.outcomes import frequency_text, items_text
+from asyncflow._views.outcomes import frequency_text, items_text, outcome_look
 from asyncflow.html_report._page_model import name_text
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
     PipelineStatistics,
     RunRecord,
     listed_status,
+    so_far_ms,
     statistics_document,
 )
 from asyncflow.web._compare_page import compare_url
@@ -57,7 +58,13 @@ async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
     waiting = [record for record in runs if record.status is RunStatus.WAITING]
     summaries = await journal.summaries(waiting[:_MOST_WAITING])
     steps = dict(list(found.steps.items())[:_MOST_STEPS])
-    occurring = {outcome for step in steps.values() for outcome in step.outcomes}
+    occurring = {
+        outcome_look(outcome, record.status)
+        for step in steps.values()
+        for outcome, record in zip(step.outcomes, runs, strict=True)
+        if outcome is not None
+    }
+    now_s = time.time()
     drawn = min(len(runs), max(_LEAST_RUNS, _MOST_CELLS // max(len(steps), 1)))
     chosen_name = asked.get("step", "")
     chosen = found.steps.get(chosen_name)
@@ -69,7 +76,7 @@ async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
         name=name_text(name) if name else "Runs without a pipeline name",
         columns=range(drawn)[::-1],
         urls=[link_to(request, "runs", each.run_id) for each in runs],
-        bars=bars(runs[:drawn]),
+        bars=bars(runs[:drawn], now_s),
         steps=steps,
         chosen_name=chosen_name,
         chosen=chosen,
@@ -81,9 +88,10 @@ async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
         more_waiting=len(waiting) - len(summaries),
         figures=list(by_trouble(found.steps).items())[:_MOST_STEPS],
         hidden=len(found.steps) - len(steps),
-        outcomes=[look for word, look in OUTCOME_LOOKS.items() if word in occurring],
+        outcomes=[look for look in (*OUTCOME_LOOKS.values(), DIED_LOOK) if look in occurring],
+        look_at=lambda step, at: outcome_look(step.outcomes[at], runs[at].status),
         all_runs=f"{path_in(request, '/')}?{urlencode({'pipeline': name}, errors='replace')}",
-        now_s=time.time(),
+        now_s=now_s,
         status_of=listed_status,
         frequency_text=frequency_text,
         items_text=items_text,
@@ -149,6 +157,7 @@ class RunBar(NamedTuple):
     y: float
     """Its upper edge, in pixels from the top."""
     height: float
+    ran_ms: float
 
 
 class _Bars(NamedTuple):
@@ -159,9 +168,9 @@ class _Bars(NamedTuple):
     """Where the median of the runs that passed, not counting reruns, is, in pixels from the top."""
 
 
-def bars(runs: Sequence[RunRecord]) -> _Bars:
+def bars(runs: Sequence[RunRecord], now_s: float) -> _Bars:
     """Return the chart of the durations of runs, which are given with the latest one first."""
-    times = [0.0 if run.damaged else run.latest_ms for run in runs]
+    times = [0.0 if run.damaged else so_far_ms(run, now_s) for run in runs]
     top = _round_above(max(times, default=0.0))
     scale = (_BOTTOM - _TOP) / top
     column = 100 / max(len(runs), 1)  # as wide as those of the grid
@@ -171,7 +180,9 @@ def bars(runs: Sequence[RunRecord]) -> _Bars:
         x = (place + _GAP / 2) * column
         width = column * (1 - _GAP)
         y = round(_BOTTOM - height, 2)
-        bar = RunBar(run, listed_status(run), round(x, 3), round(width, 3), y, round(height, 2))
+        bar = RunBar(
+            run, listed_status(run), round(x, 3), round(width, 3), y, round(height, 2), took_ms
+        )
         drawn.append(bar)
     middle = PipelineStatistics("", tuple(runs), {}).median_ms
     marks = [(share * top, _BOTTOM - share * top * scale) for share in (0.0, 0.5, 1.0)]

@@ -214,13 +214,54 @@ def test_the_json_of_a_run_has_machine_readable_values(shell: Shell, orphan: str
     assert "◇ ORPHANED" in shell("runs").stdout
 
 
+def change_leases(changes: str) -> None:
+    with closing(sqlite3.connect("asyncflow.db")) as database, database:
+        database.execute(f"UPDATE leases SET {changes}")
+
+
+def test_a_dead_run_counts_until_its_process_gave_a_sign_of_life(shell: Shell, orphan: str) -> None:
+    start = "(SELECT r.started_at FROM runs r WHERE r.run_id = leases.run_id)"
+    change_leases(f"renewed_at = {start} + 90")
+
+    (record,) = shell.json("runs", "--json")
+    report = shell("show", orphan).stdout
+    lines = [line for line in report.splitlines() if line.startswith("◇")]
+
+    assert record["seen_at"] == pytest.approx(record["started_at"] + 90)
+    assert lines[0].endswith(("1 min 29 s", "1 min 30 s"))  # it started a moment after the run
+    assert lines[1] == "◇ ORPHANED after 1 min 30 s: 1 unfinished"
+    assert "◇ ORPHANED  " in shell("runs").stdout
+    assert "  1 min 30 s  etl" in shell("runs").stdout
+    assert "ORPHANED after 1 min 30 s, started " in shell("diff", orphan, orphan).stdout
+    assert "\none       ◇" in shell("stats", "etl").stdout
+    assert "Last seen after</dt><dd" in shell_page(shell, orphan)
+    assert "1 min 30 s" in shell_page(shell, orphan)
+
+
+def shell_page(shell: Shell, run_id: str) -> str:
+    shell("show", run_id, "--html", "run.html")
+    return (shell.directory / "run.html").read_text(encoding="utf-8")
+
+
+def test_a_running_run_counts_until_now(shell: Shell, orphan: str) -> None:
+    change_leases("owner = 'x', process = '{}', expires_at = 1e12, clock = NULL")
+    took = r"[\d.]+ m?s|\d+ min \d+ s"
+
+    (record,) = shell.json("runs", "--json")
+
+    assert (record["status"], record["duration_s"]) == ("RUNNING", None)
+    assert re.search(rf"▷ RUNNING for ({took}): 1 running", shell("show", orphan).stdout)
+    assert re.search(rf"▷ RUNNING .*  ({took})  etl", shell("runs").stdout)
+    assert re.search(rf"RUNNING for ({took}), started", shell("diff", orphan, orphan).stdout)
+
+
 def test_the_steps_of_an_orphan_were_running_when_its_process_died(
     shell: Shell, orphan: str
 ) -> None:
     report, drawn = shell("show", orphan).stdout, shell("show", orphan, "--timeline").stdout
 
     assert "◇ RUNNING    one  was running when its process died" in report
-    assert "\n◇ ORPHANED in " in report
+    assert "\n◇ ORPHANED after " in report
     assert "◇ RUNNING" in drawn
     assert "◇ was running when its process died" in drawn
     assert "▒ unfinished" in drawn

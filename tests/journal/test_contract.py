@@ -727,17 +727,20 @@ async def test_leases_of_idle_runs_are_renewed(make_journal: Make, database: Any
     journal = make_journal(lease_s=1)
     session = await opened(journal)
 
-    def expiry() -> float:
-        ((at,),) = database.query("SELECT expires_at FROM leases")
-        return float(at)
+    def lease() -> tuple[float, float]:
+        ((expires_at, renewed_at),) = database.query("SELECT expires_at, renewed_at FROM leases")
+        return expires_at, renewed_at
 
-    first = expiry()
-    await wait_until(lambda: expiry() > first + 1.5)  # longer than the lease
+    first, claimed_at = lease()
+    assert first - claimed_at == pytest.approx(1, abs=0.1)
+    await wait_until(lambda: lease()[0] > first + 1.5)  # longer than the lease
 
     with pytest.raises(RunAlreadyActiveError):
         await opened(make_journal())
     await session.close()
-    assert expiry() == 0
+    expires_at, renewed_at = lease()
+    assert expires_at == 0
+    assert renewed_at >= claimed_at + 1.4  # a dead run counts until then
 
 
 async def test_a_short_run_renews_nothing(journal: Any) -> None:

@@ -355,11 +355,11 @@ async def test_a_damaged_lease_does_not_hide_its_run(journal: Any, tmp_path: Pat
         await store(journal, "other")
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(
-            "CREATE TABLE lax (run_id UNIQUE, token, owner, process, expires_at, cancel_token, "
-            "clock, boot_expires_at, cancel_reason, cancel_cause)"
+            "CREATE TABLE lax (run_id UNIQUE, token, owner, process, renewed_at, expires_at, "
+            "cancel_token, clock, boot_expires_at, cancel_reason, cancel_cause)"
         )
         database.execute(
-            "INSERT INTO lax SELECT run_id, 'x', 7, '{\"pid\": 1e99}', 1e12, 'x', x'ff', 'x', "
+            "INSERT INTO lax SELECT run_id, 'x', 7, '{\"pid\": 1e99}', 'x', 1e12, 'x', x'ff', 'x', "
             "7, 7 FROM leases"
         )
         database.execute("DROP TABLE leases")

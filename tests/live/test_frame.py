@@ -201,7 +201,7 @@ def test_the_last_frame_of_a_dead_run_says_that_nothing_runs() -> None:
     run = run_of([started("a", "b"), AttemptStarted("a", 1, 0.0)])
     before = lines_of(run)
 
-    run.expected.has_died = True
+    run.expected.died_at = 0.0
     after = lines_of(run, now_ms=run.now_ms())
 
     assert before[-1] == "▷ RUNNING  0 ms   ▷ 1 running  ○ 1 pending"

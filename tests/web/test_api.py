@@ -43,6 +43,7 @@ async def test_runs_are_returned_page_by_page(make_client: Any, any_journal: Any
         "waits_for": None,
         "cause": None,
         "crashes": 0,
+        "seen_at": record.seen_at,
         "duration_s": record.duration_s,
         "span_s": record.span_s,
     }

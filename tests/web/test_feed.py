@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -357,10 +358,12 @@ async def test_a_running_run_changes_as_time_passes_and_no_other() -> None:
             await asyncio.wait_for(viewer.is_told(), 60)
 
 
-async def test_the_duration_of_an_orphaned_run_stands_still() -> None:
+async def test_the_duration_of_an_orphaned_run_stands_still_at_its_last_sign_of_life() -> None:
     view = RunView(each.event for each in OneRun().stored)
+    dead = RunRecord("r", "", RunStatus.ORPHANED, 0.0, 0.0, None)
 
-    assert now_of(view, RunRecord("r", "", RunStatus.ORPHANED, 0.0, 0.0, None)) == 0.0
+    assert now_of(view, dead) == 0.0
+    assert now_of(view, replace(dead, seen_at=view.wall_time + 7)) == 7_000.0
     assert now_of(view, RunRecord("r", "", RunStatus.RUNNING, 0.0, 0.0, "me")) > 1e12
 
 

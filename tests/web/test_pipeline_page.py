@@ -109,7 +109,7 @@ def record(number: int, took_ms: float, status: Any = RunStatus.PASSED, **more: 
 
 def test_bars_are_in_proportion_and_within_the_drawing() -> None:
     runs = [record(4, 3_000.0), record(3, 0.0), record(2, 1_500.0, RunStatus.FAILED)]
-    drawn = bars([*runs, record(1, 9e9, damaged=True)])
+    drawn = bars([*runs, record(1, 9e9, damaged=True)], 0.0)
 
     assert [bar.record.run_id for bar in drawn.bars] == ["r1", "r2", "r3", "r4"]
     assert [value for value, _ in drawn.marks] == [0.0, 2_000.0, 4_000.0]
