@@ -90,7 +90,8 @@ class CommonPolicies(TypedDict, total=False):
 class StepPolicies(CommonPolicies, total=False):
     """How and where a step is run: the type of a pipeline's ``step_options``.
 
-    Its keys are arguments of `WorkflowStep`, which says what they mean; each may be missing.
+    Its keys are the arguments of `WorkflowStep` but ``name``, ``action``, ``depends_on``,
+    ``map_over`` and ``parameters``. Each may be missing.
     """
 
     runs_in: RunsIn

@@ -46,7 +46,10 @@ ALSO_PAGES = {
 }
 """Files of the repository that are pages of the site, by their path there."""
 SAME_AS = {**ALSO_PAGES, "README.md": "index.md"}
-COMMON_WORDS = "a|an|and|are|at|by|do|does|for|from|how|i|in|is|it|my|of|on|or|the|to|what|with"
+COMMON_WORDS = (
+    "a|an|and|are|at|by|do|does|for|from|how|i|in|is|it|my|of|on|or|the|to|what|with"
+    "|pipelines?|runs?|steps?"
+)
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 _CODE_OR_LINK = re.compile(
