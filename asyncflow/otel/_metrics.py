@@ -18,7 +18,7 @@ from opentelemetry.metrics import (
 
 from asyncflow import events
 from asyncflow._core.errors import JournalError
-from asyncflow._core.pool import Pool, PoolStats
+from asyncflow._core.pool import Pool, PoolKeyStats, PoolStats
 from asyncflow._core.results import RunStatus
 from asyncflow.otel import _semconv as semconv
 from asyncflow.otel._semconv import attempt_end, encodable, error_type, result_of
@@ -79,8 +79,23 @@ def observe_pools(meter: Meter, pools: Iterable[Pool]) -> None:
 
         meter.create_observable_gauge(name, [observe], unit, description)
 
-    in_use, waiting = "Slots of a pool that are taken.", "Attempts that wait for a pool."
+    def of_keys(name: str, unit: str, description: str, read: Callable[[PoolKeyStats], int]) -> None:
+        def observe(_: CallbackOptions) -> Iterator[Observation]:
+            for pool, attributes in named:
+                for its in pool.stats().keys:
+                    key = encodable(its.key)
+                    yield Observation(read(its), {**attributes, semconv.POOL_KEY: key})
+
+        meter.create_observable_gauge(name, [observe], unit, description)
+
+    size, in_use = "Slots that a pool has.", "Slots of a pool that are taken."
+    waiting = "Attempts that wait for a pool."
+    of_key = "Slots that a key of a pool has taken."
+    waiting_of_key = "Attempts of a key that wait for a pool."
     paused, retries = "How long a pool is still paused.", "Retries that its budget allows."
+    of_keys(semconv.METRIC_POOL_KEY_IN_USE, "{slot}", of_key, lambda its: its.in_use)
+    of_keys(semconv.METRIC_POOL_KEY_WAITING, "{attempt}", waiting_of_key, lambda its: its.waiting)
+    gauge(semconv.METRIC_POOL_SIZE, "{slot}", size, lambda stats: stats.size)
     gauge(semconv.METRIC_POOL_IN_USE, "{slot}", in_use, lambda stats: stats.in_use)
     gauge(semconv.METRIC_POOL_WAITING, "{attempt}", waiting, lambda stats: stats.waiting)
     gauge(semconv.METRIC_POOL_PAUSED, "s", paused, lambda stats: stats.paused_ms / 1000)

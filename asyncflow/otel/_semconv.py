@@ -62,8 +62,12 @@ CALL_NAME = "asyncflow.call.name"
 CALL_DURATION_MS = "asyncflow.call.duration_ms"
 
 POOL_NAME = "asyncflow.pool.name"
+POOL_KEY = "asyncflow.pool.key"
 
+METRIC_POOL_SIZE = "asyncflow.pool.slots.limit"
 METRIC_POOL_IN_USE = "asyncflow.pool.slots.used"
+METRIC_POOL_KEY_IN_USE = "asyncflow.pool.key.slots.used"
+METRIC_POOL_KEY_WAITING = "asyncflow.pool.key.waiting"
 METRIC_POOL_WAITING = "asyncflow.pool.waiting"
 METRIC_POOL_PAUSED = "asyncflow.pool.pause.remaining"
 METRIC_POOL_RETRIES = "asyncflow.pool.retries.remaining"

@@ -264,18 +264,53 @@ async def test_the_state_of_pools_is_measured_when_it_is_asked_for(otel):
     ticket = api._take(2)
     api.pause(60_000)
 
+    limit = points(otel, "asyncflow.pool.slots.limit")
     used = points(otel, "asyncflow.pool.slots.used")
     paused = points(otel, "asyncflow.pool.pause.remaining")
     retries = points(otel, "asyncflow.pool.retries.remaining")
     ticket.release()
 
     of_api, of_plain = (("asyncflow.pool.name", "api"),), (("asyncflow.pool.name", ""),)
+    assert limit == {of_api: 3, of_plain: 2}
     assert used == {of_api: 2, of_plain: 0}
     assert paused[of_plain] == 0
     assert 50 < paused[of_api] <= 60
     assert retries == {of_api: 10}
     with pytest.raises(TypeError, match="pools must hold Pool objects, not int"):
         OpenTelemetryObserver(otel.provider, otel.meters, pools=[3])
+
+
+async def test_keys_of_pools_are_measured_while_they_have_slots_or_wait(otel):
+    async def act(tenant):
+        await asyncio.sleep(1)
+
+    pool = Pool(2, per_key=1, name="shop")
+    OpenTelemetryObserver(otel.provider, otel.meters, pools=[pool])
+    names = ("slots.used", "waiting")
+
+    def measured():
+        found = [points(otel, f"asyncflow.pool.key.{name}") for name in names]
+        return {dict(at)["asyncflow.pool.key"]: [of[at] for of in found] for at in found[0]}
+
+    steps = [
+        WorkflowStep("tenants", lambda: asyncio.sleep(0, ["a", "a", "b", "\ud800"])),
+        WorkflowStep(
+            *("act", act, {"tenant": "tenants"}),
+            map_over="tenants",
+            pool=pool,
+            pool_key=lambda tenant: tenant,
+        ),
+    ]
+    run = asyncio.ensure_future(run_pipeline(steps))
+    await asyncio.sleep(0.5)
+    at_first = measured()
+    await asyncio.sleep(1)
+    later = measured()
+    await run
+
+    assert at_first == {"a": [1, 1], "b": [1, 0], "\\ud800": [0, 1]}
+    assert later == {"a": [1, 0], "\\ud800": [1, 0]}
+    assert "asyncflow.pool.key.waiting" not in otel.metrics()
 
 
 async def test_queues_and_places_of_services_are_measured_when_it_is_asked_for(otel):
