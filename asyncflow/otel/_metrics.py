@@ -79,7 +79,9 @@ def observe_pools(meter: Meter, pools: Iterable[Pool]) -> None:
 
         meter.create_observable_gauge(name, [observe], unit, description)
 
-    def of_keys(name: str, unit: str, description: str, read: Callable[[PoolKeyStats], int]) -> None:
+    def of_keys(
+        name: str, unit: str, description: str, read: Callable[[PoolKeyStats], int]
+    ) -> None:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
             for pool, attributes in named:
                 for its in pool.stats().keys:
