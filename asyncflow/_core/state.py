@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from asyncflow import events
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
+from asyncflow._core.failures import fail_fast_reason
 from asyncflow._core.graph import Plan
 from asyncflow._core.history import History, of_plain
 from asyncflow._core.record import replace
@@ -466,7 +467,7 @@ class RunState:
 
     def _fail_run(self, step: str) -> None:
         if self._fail_fast:
-            self._stop(f"step {step!r} failed and fail_fast is on", exempt_cleanups=True)
+            self._stop(fail_fast_reason(step), exempt_cleanups=True)
 
     def _on_step_cancelled(self, node: int, event: events.StepCancelled) -> None:
         if self._phases[node] < Phase.ATTEMPTING and self._latest[node] is None:

@@ -7,11 +7,13 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import groupby, pairwise
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
 from asyncflow._core.comparison import is_notable
+from asyncflow._core.failures import fail_fast_reason
 from asyncflow._core.looks import RUN_LOOKS, WORST_FIRST, Look, counted_looks, look_of
 from asyncflow._core.remarks import nth_of, remarks_of
 from asyncflow._core.results import (
@@ -250,7 +252,18 @@ class PageModel:
     def consequences(self) -> list[StepView]:
         return [self.view.steps[name] for name in self.causes]
 
+    def other_cause(self, step: StepView) -> str:
+        """Return which failure skipped or cancelled a step; empty if it is the one shown first."""
+        cause = self.causes.get(step.name, "")
+        return "" if self.failures and cause == self.failures[0].name else cause
+
     @property
+    def fails_fast(self) -> bool:
+        """Whether the run stopped because of the failure that is shown first."""
+        first = self.failures[:1]
+        return any(self.view.stop_reason == fail_fast_reason(step.name) for step in first)
+
+    @cached_property
     def failures(self) -> list[StepView]:
         """The steps that failed, the first failure first."""
         return [step for step in self.view.failures if step.status is StepStatus.FAILED]

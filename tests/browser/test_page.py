@@ -318,6 +318,19 @@ async def test_a_narrow_screen_needs_no_horizontal_scrolling(opened: Open, golde
     assert await page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_the_first_failure_is_the_first_thing_after_two_lines(
+    opened: Open, golden: str, width: int
+) -> None:
+    page = await opened(golden, width=width)
+
+    head = await page.locator("#header").bounding_box()
+    failure = await page.locator("section.failure").bounding_box()
+    assert head["height"] <= 90
+    assert failure["y"] <= 100
+    assert await page.locator("#bar").evaluate("(of) => of.getBoundingClientRect().top") > 300
+
+
 async def test_events_are_readable_on_a_phone(opened: Open, golden: str) -> None:
     page = await opened(golden, width=390)
 
