@@ -37,6 +37,7 @@ from asyncflow._core.results import (
     RestoredOutput,
     RunStatus,
     Segment,
+    SignalWait,
     StepResult,
     StepStatus,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "Segment",
     "SharedIteratorError",
     "Signal",
+    "SignalWait",
     "StepCancelledError",
     "StepContext",
     "StepCrashedError",

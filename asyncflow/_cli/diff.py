@@ -158,9 +158,7 @@ def _table(
     if not notable and not show_all:
         return [Text(""), Text(f"no notable difference in {plural(total, 'step')}")]
     shown = compared.steps if show_all else notable
-    looks = [
-        None if step.run is None else look_of(step.run.status, has_died=has_died) for step in shown
-    ]
+    looks = [None if step.run is None else look_of(step.run, has_died=has_died) for step in shown]
     rows = [_cells(step, look, theme) for step, look in zip(shown, looks, strict=True)]
     header = ["STATUS", "BASELINE", "RUN", "DIFFERENCE"]
     widths = [max(widest(column), 1) for column in zip(header, *rows, strict=True)]

@@ -60,7 +60,7 @@ from asyncflow.events import StepAttached, StepCalled, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
 from asyncflow.journal._queries import USUAL_RUNS, counts_until
 from asyncflow.journal._streams import latest_streamed
-from asyncflow.live._end import verdict_lines
+from asyncflow.live._end import path_lines, verdict_lines
 from asyncflow.live._theme import printable, theme_for
 
 # A pipeline.
@@ -306,6 +306,7 @@ def _write_run(shown: _ShownRun, console: Console, *, everything: bool) -> None:
     if view.stop_reason is not None and view.status is not RunStatus.PASSED:
         lines += indented([f"Stopped: {printable(view.stop_reason, theme.encoding)}"], console)
     now_ms = _now_of(shown)
+    lines += path_lines(view, view.critical_path(now_ms), console.width, theme)
     lines += verdict_lines(view, console.width, theme, now_ms=now_ms, has_died=has_died)
     write_lines(lines, console)
 
@@ -403,6 +404,7 @@ def _write_timeline(shown: _ShownRun) -> None:
         now_ms=_now_of(shown),
         encoding=console.encoding,
         is_orphaned=shown.record.status is RunStatus.ORPHANED,
+        now_s=time.time(),
     )
     console.print(drawn, soft_wrap=True)
 

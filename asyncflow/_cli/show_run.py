@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,12 +16,13 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncflow._cli.output import hanging
-from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, Look, look_of
+from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, WAITS_LOOK, Look, look_of
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, plural
 from asyncflow._core.tracebacks import format_error
 from asyncflow._views.event_text import place_text
 from asyncflow._views.run_view import RunView
+from asyncflow._views.waiting import waited_ms
 from asyncflow.live._end import failure_head
 from asyncflow.live._row import Columns, columns_for, words_of
 from asyncflow.live._theme import Theme, elide, fit, printable, widest
@@ -50,7 +52,8 @@ def step_lines(
     ``has_died`` says whether the process of the run is gone. If they are grouped, many steps that
     ended alike share a line, unless they have an error.
     """
-    rows = [_row(step, theme, now_ms, has_died=has_died) for step in steps]
+    now_s = time.time()
+    rows = [_row(step, theme, now_ms, now_s, has_died=has_died) for step in steps]
     if is_grouped and len(rows) > _MOST_STEPS:
         rows = _grouped(steps, rows)
     names, words = widest(row.name for row in rows), widest(row.words for row in rows)
@@ -60,10 +63,10 @@ def step_lines(
     return [line for row in rows for line in _lines(row, columns, console, theme)]
 
 
-def _row(step: StepView, theme: Theme, now_ms: float, *, has_died: bool) -> _Row:
-    look = look_of(step.status, has_died=has_died)
+def _row(step: StepView, theme: Theme, now_ms: float, now_s: float, *, has_died: bool) -> _Row:
+    look = look_of(step, has_died=has_died)
     words = words_of(step, now_ms, {}, has_died=has_died)
-    took_ms = step.duration_ms(now_ms)
+    took_ms = step.duration_ms(now_ms) if step.waiting_since is None else waited_ms(step, now_s)
     return _Row(
         look,
         printable(step.name, theme.encoding),
@@ -96,7 +99,10 @@ def _lines(row: _Row, columns: Columns, console: Console, theme: Theme) -> Itera
         elif console.is_terminal:
             parts = [part.plain.rstrip() for part in Text(first).wrap(console, columns.note)]
             first, *more = parts or [""]
-        line.append("  " + fit(first, columns.note), look.colour if look is DIED_LOOK else "dim")
+        line.append(
+            "  " + fit(first, columns.note),
+            look.colour if look in (DIED_LOOK, WAITS_LOOK) else "dim",
+        )
     line.append(f"  {row.took:>{columns.duration}}")
     line.rstrip()
     yield line

@@ -11,15 +11,18 @@ Rules:
 4. A step that takes its items one by one starts before the step that they come from has ended. That
    one comes before it.
 5. Before a step that was cancelled comes the failure that stopped the run, if it ran then.
+6. A step that waits for a signal is one that runs from its turn on, until it takes what was sent:
+   the path is that of the span of the run, pauses included.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from asyncflow._core.results import StepResult, StepStatus
+from asyncflow._core.results import SignalWait, StepResult, StepStatus
 
 _SAME_MS = 1e-6
 """By how much a sum of times may differ from the time that it stands for."""
@@ -37,8 +40,31 @@ class StepTime(NamedTuple):
     status: StepStatus
 
 
-def time_of(result: StepResult, started_ms: float, *, was_resumed: bool) -> StepTime:
-    """Return when a step ran, from its first start to its last end."""
+class _WithWait(Protocol):
+    @property
+    def status(self) -> StepStatus: ...
+    @property
+    def wait(self) -> SignalWait | None: ...
+
+
+def time_of_wait(step: _WithWait) -> tuple[float, float] | None:
+    """Return from when to when a step has waited for its signal.
+
+    ``None`` if it did not, or was skipped meanwhile: the wait of such a step decided nothing. One
+    that goes on ends after all else, since nothing else is left to do when the run pauses.
+    """
+    if step.wait is None or step.status is StepStatus.SKIPPED:
+        return None
+    started_ms, ended_ms, _ = step.wait
+    return started_ms, math.inf if ended_ms is None else ended_ms
+
+
+def time_of(result: StepResult, *, was_resumed: bool) -> StepTime | None:
+    """Return when a step ran, from its first start to its last end; None if it did not."""
+    started_ms = result.started_ms
+    if started_ms is None:
+        times = time_of_wait(result)
+        return times and StepTime(result.step_name, *times, result.depends_on, result.status)
     ended_ms = started_ms + result.duration_ms
     if was_resumed:  # then its duration is that of several times
         attempts = [each for one in (result, *(result.items or ())) for each in one.history]
@@ -50,7 +76,7 @@ def time_of(result: StepResult, started_ms: float, *, was_resumed: bool) -> Step
 def critical_path(times: Iterable[StepTime]) -> list[str]:
     """Return the names of the steps along the path, in their order.
 
-    ``times`` are those of the steps that have started, in topological order.
+    ``times`` are those of the steps that have started or waited, in topological order.
     """
     by_end = sorted(times, key=lambda step: step.ended_ms)
     ends = [step.ended_ms for step in by_end]

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from asyncflow._core.looks import STEP_LOOKS
+from asyncflow._core.looks import STEP_LOOKS, look_of
+from asyncflow._core.remarks import waited_text
 from asyncflow._core.results import StepResult
 from asyncflow._core.text import escape_controls
 
@@ -40,7 +41,7 @@ def to_mermaid(
     ids = {name: f"s{number}" for number, name in enumerate(names)}
     # `in` first: the KeyError of a report has a hint, which takes a while to find.
     found = {name: results[name] for name in names if name in results}
-    used = {result.status for result in found.values()}
+    used = {look_of(result) for result in found.values()}
     lines = [
         "flowchart LR",
         *(f"    {ids[name]}{_node(name, found.get(name))}" for name in names),
@@ -51,8 +52,8 @@ def to_mermaid(
         ),
         *(
             f"    classDef {look.kind} {look.flowchart}"
-            for status, look in STEP_LOOKS.items()
-            if status in used
+            for look in STEP_LOOKS.values()
+            if look in used
         ),
     ]
     if thick:  # one step alone is no path
@@ -65,8 +66,10 @@ def _node(name: str, result: StepResult | None) -> str:
     label = re.sub(_SPECIAL, lambda found: f"#{ord(found[0])};", escape_controls(name))
     if result is None:
         return f'["{label or " "}"]'  # Mermaid refuses an empty one
-    look = STEP_LOOKS[result.status]
+    look = look_of(result)
     label += f"<br/>{look.symbol} {look.word}"
     if result.started_ms is not None:
         label += f" {result.duration_ms:.0f}ms"
+    elif waited := waited_text(result):
+        label += f", {waited}"
     return f'["{label}"]:::{look.kind}'

@@ -15,7 +15,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from asyncflow._core.results import Attempt, RunStatus, StepResult, StepStatus, run_facts
+from asyncflow._core.record import replace
+from asyncflow._core.results import (
+    Attempt,
+    RunStatus,
+    SignalWait,
+    StepResult,
+    StepStatus,
+    run_facts,
+)
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -54,7 +62,8 @@ def facts_of(report: RunReport) -> dict[str, Any]:
 
 def events_of(report: RunReport) -> Iterator[Event]:
     """Yield the events that the results of a report imply, in order."""
-    results, ended_ms = report.results, report.total_duration_ms
+    results = [_with_since(result, report.wall_time) for result in report.results]
+    ended_ms = report.total_duration_ms
     yield RunStarted(
         **facts_of(report),
         secret=tuple([r.step_name for r in results if r.secret]),
@@ -67,6 +76,14 @@ def events_of(report: RunReport) -> Iterator[Event]:
         yield RunInterrupted(ended_ms, report.stop_reason or "")
     if report.status is not RunStatus.RUNNING:
         yield RunFinished(ended_ms, report.status, report.stop_reason)
+
+
+def _with_since(result: StepResult, wall_time: float) -> StepResult:
+    """Return the result of a step that has waited as if it still did: since when."""
+    if result.wait is None or result.wait.ended_ms is None or result.wait.lasted_ms is None:
+        return result
+    since = wall_time + (result.wait.ended_ms - result.wait.lasted_ms) / 1000
+    return replace(result, waiting_since=since)
 
 
 def _of_step(result: StepResult, now_ms: float) -> list[StepEvent]:
@@ -125,7 +142,9 @@ def _of_node(
     if result.waiting_since is not None and item is None:
         since, until = result.waiting_since, result.waiting_until
         deadline_ms = None if until is None else (until - since) * 1000
-        yield StepWaiting(name, max(at_ms, now_ms), since, deadline_ms)
+        wait = result.wait or SignalWait(now_ms)
+        yield StepWaiting(name, max(at_ms, wait.started_ms), since, deadline_ms)
+        at_ms = max(at_ms, now_ms if wait.ended_ms is None else wait.ended_ms)
     yield from _end(name, item, result, number, at_ms)
 
 

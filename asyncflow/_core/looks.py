@@ -8,15 +8,16 @@ Rules:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from asyncflow._core.results import StepStatus
 
 
 class Look(NamedTuple):
     word: str
-    """The status as people and JSON know it."""
+    """The status as people know it, and but for WAITS, ORPHANED and STOPPING JSON too."""
     kind: str
     """Its CSS class."""
     symbol: str
@@ -58,18 +59,28 @@ STEP_LOOKS: Mapping[str, Look] = {
             flowchart="fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a",
         ),
         Look(
+            *("ORPHANED", "orphaned", "◇", "?", "yellow", "orphaned", "#8b5cf6"),
+            flowchart="fill:#f3e8ff,stroke:#7e22ce,color:#581c87",
+        ),
+        Look(
+            *("WAITS", "waits", "◷", "w", "magenta", "waiting", "#0c8599"),
+            flowchart="fill:#cffafe,stroke:#0e7490,color:#164e63",
+        ),
+        Look(
             *("PENDING", "pending", "○", "o", "dim", "pending", "#7a8594"),
             flowchart=_GREY,
         ),
     )
 }
-"""By `StepStatus`."""
+"""By `StepStatus`, and for two that people tell apart: a pending step that waits for a signal, and
+one that was running when the process of its run died."""
 
-DIED_LOOK = Look("RUNNING", "orphaned", "◇", "?", "yellow", "unfinished", "#b08400")
-"""A step that was running when the process of its run died."""
+DIED_LOOK, WAITS_LOOK = STEP_LOOKS["ORPHANED"], STEP_LOOKS["WAITS"]
 
-WORST_FIRST = ("FAILED", "CANCELLED", "RUNNING", "PENDING", "SKIPPED", "SUCCESS")
-"""The statuses of steps, what needs attention first."""
+WORST_FIRST = (
+    *("FAILED", "CANCELLED", "WAITS", "ORPHANED", "RUNNING", "PENDING", "SKIPPED", "SUCCESS"),
+)
+"""The words of the looks of steps, what needs attention first."""
 
 RUN_LOOKS: Mapping[str, Look] = {
     look.word: look
@@ -79,7 +90,7 @@ RUN_LOOKS: Mapping[str, Look] = {
         Look("INTERRUPTED", "cancelled", "□", "|", "yellow", "interrupted"),
         Look("RUNNING", "running", "▷", ">", "cyan", "running"),
         Look("STOPPING", "cancelled", "□", "|", "yellow", "stopping"),
-        Look("WAITING", "pending", "◷", "w", "dim", "waiting"),
+        Look("WAITING", "waits", "◷", "w", "magenta", "waiting"),
         Look("ORPHANED", "orphaned", "◇", "?", "yellow", "orphaned"),
         Look("DAMAGED", "failed", "!", "!", "bold red", "damaged"),
     )
@@ -98,14 +109,30 @@ OUTCOME_LOOKS: Mapping[str, Look] = {
 """By `StepOutcome`: how a step ended in one of several runs, or an item of a mapped step."""
 
 
-def look_of(status: StepStatus, *, has_died: bool = False) -> Look:
-    """Return the look of a step's status; ``has_died`` if the process of the run did."""
-    return DIED_LOOK if has_died and status is StepStatus.RUNNING else STEP_LOOKS[status]
+class _Step(Protocol):
+    @property
+    def status(self) -> StepStatus: ...
+    @property
+    def waiting_since(self) -> float | None: ...
+
+
+def look_of(step: _Step, *, has_died: bool = False) -> Look:
+    """Return the look of a step, or of an item; ``has_died`` if the process of the run did."""
+    if step.waiting_since is not None:
+        return WAITS_LOOK
+    return DIED_LOOK if has_died and step.status is StepStatus.RUNNING else STEP_LOOKS[step.status]
 
 
 def counted_looks(
-    counts: Mapping[StepStatus, int], *, has_died: bool = False
+    counts: Mapping[StepStatus, int], waiting: int, *, has_died: bool = False
 ) -> list[tuple[Look, int]]:
-    """Return how many steps have which look, in the order of all counts."""
-    found = ((status, counts.get(status, 0)) for status in map(StepStatus, STEP_LOOKS))
-    return [(look_of(status, has_died=has_died), count) for status, count in found if count]
+    """Return how many steps have which look, in the order of all counts.
+
+    Of those that are pending, ``waiting`` wait for a signal.
+    """
+    by_word = Counter({str(status): count for status, count in counts.items()})
+    by_word["PENDING"] -= waiting
+    by_word["WAITS"] = waiting
+    if has_died:
+        by_word["ORPHANED"] = by_word.pop("RUNNING", 0)
+    return [(look, by_word[word]) for word, look in STEP_LOOKS.items() if by_word[word]]

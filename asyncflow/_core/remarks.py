@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from asyncflow._core.results import StepResult, StepStatus, earlier_attempts, has_fallen_back
 from asyncflow._core.step_view import StepView
-from asyncflow._core.text import LONGEST_LINE, cut, describe_error, escape_controls
+from asyncflow._core.text import LONGEST_LINE, cut, describe_error, duration, escape_controls
 
 if TYPE_CHECKING:
     from asyncflow.events import SignalReceived
@@ -28,7 +28,7 @@ class Remarks(NamedTuple):
     """Each is empty if there is no reason for it."""
 
     waits: str = ""
-    """What it waits for."""
+    """What it waits for, or how long it waited for its signal."""
     answered: str = ""
     """Who has sent its output, if it is that of a signal."""
     reason: str = ""
@@ -64,7 +64,7 @@ def remarks_of(
     ran_before = isinstance(step, StepView) and step.ran_before
     answer = step.answer if isinstance(step, StepView) else None
     return Remarks(
-        "" if step.waiting_since is None else "waits for a signal",
+        "waits for a signal" if step.waiting_since is not None else waited_text(step),
         "" if answer is None else answered_text(answer),
         escape_controls(step.reason or ""),
         failure_text(step, words_of),
@@ -74,6 +74,12 @@ def remarks_of(
         died=DIED if has_died and step.status is StepStatus.RUNNING else "",
         before="ran before the run was resumed" if ran_before else "",
     )
+
+
+def waited_text(step: StepView | StepResult) -> str:
+    """Return how long a step has waited for its signal; empty if it waits, or did not."""
+    lasted_ms = 0.0 if step.wait is None else step.wait.lasted_ms or 0.0
+    return f"waited {duration(lasted_ms)}" if lasted_ms >= 1 else ""
 
 
 def _of_items(step: StepView | StepResult) -> tuple[str, str, str]:

@@ -44,6 +44,7 @@ from asyncflow._core.results import (
     RunStatus,
     Segment,
     SignalAnswer,
+    SignalWait,
     StepResult,
     StepStatus,
     blocks_dependents,
@@ -66,11 +67,13 @@ class StoredRun:
 
     ``started`` is the first event, if the replay began with it, and ``at_ms`` the time of the
     latest. ``status`` is ``RUNNING`` until its latest segment has ended; ``stop_reason`` says why
-    the run stops before, and ``cause`` what interrupted it. ``waits`` are the steps that wait for a
-    signal. ``steps``, ``tiers`` and ``counts`` are those of the latest segment, in topological
-    order; ``dependencies`` and ``fingerprints`` are the latest of each step of any segment.
+    the run stops before, and ``cause`` what interrupted it. ``steps``, ``tiers`` and ``counts`` are
+    those of the latest segment, in topological order; ``dependencies`` and ``fingerprints`` are the
+    latest of each step of any segment.
     ``without_items`` says that the history lacks the events of items.
     ``secret_inputs`` are the names of those that must not be shown.
+    ``waits`` are the latest events of the steps that wait for a signal, with the times at which the
+    waits began.
     """
 
     def __init__(
@@ -335,8 +338,22 @@ class StoredRun:
         step.keeps_outputs = event.keeps_outputs
         self._move(step, StepStatus.RUNNING)
 
+    def wall_time_of(self, at_ms: float) -> float:
+        """Return the wall-clock time of a moment of the run, in seconds since the epoch (UTC).
+
+        Of two segments that meet there, it is that of the second one.
+        """
+        begin, *others = self.segments
+        for segment in others:
+            if segment.at_ms <= at_ms:
+                begin = segment
+        return begin.wall_time + (at_ms - begin.at_ms) / 1000
+
     def _on_step_waiting(self, event: events.StepWaiting) -> None:
-        step, self.waits[event.step] = self.steps[event.step], event
+        step, before = self.steps[event.step], self.waits.get(event.step)
+        if before is not None and before.since == event.since:  # it began earlier
+            event = replace(event, at_ms=before.at_ms)
+        self.waits[event.step], step.wait = event, SignalWait(event.at_ms)
         step.waiting_since, step.waiting_until = event.since, event.until
 
     def _on_signal_received(self, event: events.SignalReceived) -> None:
@@ -500,7 +517,10 @@ class StoredRun:
     def _settle(self, step: StepView, event: Any) -> None:
         status: StepStatus = event.status
         if step.waiting_since is not None:
-            step.waiting_since = step.waiting_until = None
+            assert step.wait is not None
+            lasted_ms = (self.wall_time_of(event.at_ms) - step.waiting_since) * 1000
+            wait = SignalWait(step.wait.started_ms, event.at_ms, max(lasted_ms, 0.0))
+            step.wait, step.waiting_since, step.waiting_until = wait, None, None
             if status is not StepStatus.SKIPPED:  # else it waits on if the run is resumed
                 self.waits.pop(step.name, None)
         if step.is_brief_now:
@@ -786,6 +806,7 @@ def _restore(step: StepView, before: StepView) -> None:
     step.answer = before.answer
     step.origin, step.origin_ms = before.origin, before.origin_ms
     step.origin_attempts, step.keeps_outputs = before.origin_attempts, before.keeps_outputs
+    step.wait = before.wait
     if before.items is not None:
         step.items = {n: _restored_item(step, n, item) for n, item in before.items.items()}
     step.secret = step.secret or before.secret

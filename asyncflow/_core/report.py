@@ -238,15 +238,16 @@ class RunReport(Mapping[str, StepResult]):
         before or one that held a slot. Before a step whose items flow comes the one that they come
         from. Only a shorter chain can make the run shorter.
 
-        Only steps that started are named. An empty report has an empty path.
+        Only steps that started, or waited for a signal, are named: how long these did says their
+        `StepResult.wait`. An empty report has an empty path.
         """
         from asyncflow._core.critical_path import critical_path, time_of  # few programs need it
 
         was_resumed = len(self.segments) > 1
         return critical_path(
-            time_of(result, result.started_ms, was_resumed=was_resumed)
+            time
             for result in self._by_name.values()
-            if result.started_ms is not None
+            if (time := time_of(result, was_resumed=was_resumed))
         )
 
     def summary(self) -> dict[str, int | float]:
@@ -488,11 +489,12 @@ def _restored(made: Callable[[], RunReport], events: Iterable[Event]) -> RunRepo
 
 def result_line(result: StepResult, segment: int) -> str:
     """Return the line that the text of a report has for a step; there are so many segments."""
-    from asyncflow._core.remarks import result_note  # few programs need it
+    from asyncflow._core.looks import look_of  # few programs need it
+    from asyncflow._core.remarks import result_note
 
     name = escape_controls(result.step_name)
     took = f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms)"
-    return f"[{result.status:<7}] {name} {took}{result_note(result, segment)}"
+    return f"[{look_of(result).word:<7}] {name} {took}{result_note(result, segment)}"
 
 
 def paused_ms(segments: Sequence[Segment]) -> float:

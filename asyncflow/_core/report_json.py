@@ -44,6 +44,7 @@ from asyncflow._core.results import (
     Attempt,
     RunStatus,
     Segment,
+    SignalWait,
     StepResult,
     StepStatus,
     with_history,
@@ -71,6 +72,7 @@ def load(cls: type[RunReport], text: str | bytes) -> RunReport:
 
 def _document_of(report: RunReport) -> dict[str, object]:
     figures = to_json(_REPORT, report) | {"span_ms": report.span_ms}
+    figures |= {"critical_path": report.critical_path}
     return {"version": _VERSION, **figures, "events": rows_of(report)}
 
 
@@ -123,7 +125,8 @@ def json_schema(cls: type) -> dict[str, Any]:
     """Return the JSON schema of a report or a result."""
     if issubclass(cls, StepResult):
         return {"title": cls.__name__, **schema_of(_RESULT)}
-    table = {"version": WHOLE, **_REPORT, "span_ms": NUMBER, "events": _ROWS}
+    derived = {"span_ms": NUMBER, "critical_path": list_of(TEXT)}
+    table = {"version": WHOLE, **_REPORT, **derived, "events": _ROWS}
     return {"title": cls.__name__, **schema_of(table)}
 
 
@@ -139,6 +142,13 @@ _ATTEMPT: Table = {
     "engine": TEXT,
     "worker": TEXT,
     "retry_in_ms": NUMBER_OR_NULL,
+}
+
+
+_WAIT: Table = {
+    "started_ms": NUMBER,
+    "ended_ms": NUMBER_OR_NULL,
+    "lasted_ms": NUMBER_OR_NULL,
 }
 
 
@@ -229,6 +239,10 @@ _RESULT: Table = {
     "waiting_since": NUMBER_OR_NULL,
     "waiting_until": NUMBER_OR_NULL,
     "max_retries": WHOLE_OR_NULL,
+    "wait": or_null(
+        plain("an object or null", dict, type(None)),
+        object_of(_WAIT, lambda fields, _: SignalWait(**fields)),
+    ),
 }
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from asyncflow._core.failures import failures
-from asyncflow._core.looks import WORST_FIRST
+from asyncflow._core.looks import WORST_FIRST, look_of
 from asyncflow._core.remarks import result_note
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult
@@ -41,11 +41,12 @@ def _lines(report: RunReport) -> Iterator[str]:
     failed = failures(report.values())
     names = {each.step_name for each in failed}
     others = [each for each in report.values() if each.step_name not in names]
-    results = [*failed, *sorted(others, key=lambda each: WORST_FIRST.index(each.status))]
+    results = [*failed, *sorted(others, key=lambda each: WORST_FIRST.index(look_of(each).word))]
     yield "\n| step | status | attempts | took | |\n| --- | --- | --: | --: | --- |"
     for result in results[:_MOST_ROWS]:
         note = _words(result_note(result, len(report.segments)).removeprefix(": "))
-        facts = f"{result.status} | {result.attempts:,} | {duration(result.duration_ms)}"
+        look = look_of(result)
+        facts = f"{look.symbol} {look.word} | {result.attempts:,} | {duration(result.duration_ms)}"
         yield f"| {_code(result.step_name)} | {facts} | {note} |"
     if len(results) > _MOST_ROWS:
         yield f"\nand {plural(len(results) - _MOST_ROWS, 'more step')}"

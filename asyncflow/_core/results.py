@@ -147,6 +147,18 @@ class Segment(NamedTuple):
     kept."""
 
 
+class SignalWait(NamedTuple):
+    """How long a step waited for its signal."""
+
+    started_ms: float
+    """When its turn came, in milliseconds since the start of the run."""
+    ended_ms: float | None = None
+    """When it took what was sent, or its deadline expired; ``None`` while it waits."""
+    lasted_ms: float | None = None
+    """How many milliseconds it waited by wall clock, the pauses between segments included;
+    ``None`` while it waits."""
+
+
 class _WithOutput(Protocol):
     @property
     def output(self) -> Any: ...
@@ -281,6 +293,9 @@ class StepResult:
     """When its deadline expires, in seconds since the epoch (UTC), if it waits and has one."""
     max_retries: int | None = None
     """How many attempts it, or each of its items, has in all; ``None`` if that is not known."""
+    wait: SignalWait | None = None
+    """How long it waits, or waited, for its signal; ``None`` for a step that has not done so in
+    this run. It is no part of ``duration_ms``."""
 
     @property
     def fell_back(self) -> bool:

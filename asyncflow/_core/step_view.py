@@ -14,6 +14,7 @@ from asyncflow._core.record import derived, made_by, record, replace, show, valu
 from asyncflow._core.results import (
     Attempt,
     AttemptEnd,
+    SignalWait,
     StepResult,
     StepStatus,
     end_of,
@@ -177,6 +178,8 @@ class StepView:
     """When its deadline expires, in seconds since the epoch, if it waits and has one."""
     answer: SignalReceived | None = None
     """What its output was sent with, if it is that of a signal."""
+    wait: SignalWait | None = None
+    """How long it waits, or waited, for its signal."""
 
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"output": visible_output(self)})
@@ -261,6 +264,7 @@ class StepView:
             self.waiting_since,
             self.waiting_until,
             self.max_retries,
+            self.wait,
         )
 
     def _says_its_attempt(self, duration_ms: float) -> bool:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from asyncflow._core.looks import STEP_LOOKS
+from asyncflow._core.looks import WAITS_LOOK, look_of
 from asyncflow._core.remarks import remarks_of
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import (
-    StepStatus,
-)
+from asyncflow._core.results import SignalWait, StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.preview import error_words, shortened
@@ -67,7 +65,7 @@ def _row(step: StepView, now_ms: float) -> str:
     name = shortened(escape_controls(step.name), _NAME)
     said = remarks_of(step, lambda error: error_words(error, _WORDS))
     words = "; ".join([shortened(remark, _WORDS) for remark in said if remark])
-    look = STEP_LOOKS[step.status]
+    look = look_of(step)
     symbol = f'<span style="color:{look.hex}">{look.symbol}</span>'
     cells = (
         f"{symbol} {look.word}",
@@ -100,5 +98,17 @@ def _bars(step: StepView, now_ms: float) -> Iterator[str]:
         width = max((ended_ms - time.started_ms) / span_ms * _WIDTH, 1)
         yield (
             f'<rect x="{min(x, _WIDTH - 1):.1f}" y="1" width="{width:.1f}" height="10" '
-            f'fill="{STEP_LOOKS[step.status].hex}"/>'
+            f'fill="{look_of(step).hex}"/>'
         )
+    if step.wait is not None:
+        yield _hatched(step.wait, span_ms)
+
+
+def _hatched(wait: SignalWait, span_ms: float) -> str:
+    """Return the bar of a wait for a signal: it ends with a line only if it has ended."""
+    ended_ms = span_ms if wait.ended_ms is None else wait.ended_ms
+    x = min(wait.started_ms / span_ms * _WIDTH, _WIDTH - 1)
+    end = max(min(ended_ms / span_ms * _WIDTH, _WIDTH), x + 1)
+    lines = [f"M{at:.1f} 11L{min(at + 5, end):.1f} 1" for at in range(int(x), int(end), 5)]
+    lines += [] if wait.ended_ms is None else [f"M{end:.1f} 1V11"]
+    return f'<path d="{"".join(lines)}" stroke="{WAITS_LOOK.hex}" fill="none"/>'

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from asyncflow._core.looks import counted_looks
+from asyncflow._core.looks import WAITS_LOOK
 from asyncflow._core.results import (
     StepStatus,
     has_fallen_back,
@@ -33,8 +33,11 @@ def verdict(view: RunView, now_ms: float | None = None, *, has_died: bool = Fals
     ``now_ms`` is the present of a run that has not ended, by default its latest event, and
     ``has_died`` says whether its process is gone, which no event tells.
     """
-    looks = counted_looks(view.counts, has_died=has_died)
-    counts = [f"{count:,} {look.said}" for look, count in looks]
+    waiting = [step.name for step in view.waiting]
+    counts = [
+        f"{count:,} {look.said}{f' ({_names(waiting)})' if look is WAITS_LOOK else ''}"
+        for look, count in view.looks(has_died=has_died)
+    ]
     if retried := retried_steps(view):
         counts.append(f"{len(retried):,} retried ({_names(retried)})")
     endured = [*endured_steps(view)]
@@ -44,8 +47,6 @@ def verdict(view: RunView, now_ms: float | None = None, *, has_died: bool = Fals
         counts.append(f"{fell_back:,} fell back")
     if reused := sum(step.reused for step in view.steps.values()):
         counts.append(f"{reused:,} reused")
-    if waiting := view.waiting:
-        counts.append(f"waits for {_names([step.name for step in waiting])}")
     said = ", ".join(counts) or "no steps"
     if view.is_queued:
         return f"{view.word} to start: {said}"

@@ -6,8 +6,9 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from asyncflow._core.critical_path import StepTime, critical_path
+from asyncflow._core.critical_path import StepTime, critical_path, time_of_wait
 from asyncflow._core.failures import failures, first_failure
+from asyncflow._core.looks import Look, counted_looks
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport, paused_ms
 from asyncflow._core.results import (
@@ -41,6 +42,13 @@ def count_left_out(view: RunView, report: RunReport) -> None:
         step.left_out_attempts = max(result.attempts - told.attempts, 0)
         step.left_out_queued_ms = max(result.queued_ms - told.queued_ms, 0.0)
         step.tally[StepStatus.SUCCESS] += step.left_out
+
+
+def _times_of(step: StepView, now_ms: float) -> tuple[float, float] | None:
+    """Return when a step ran, or waited for its signal, if it did."""
+    if step.started_ms is not None:
+        return step.started_ms, now_ms if step.ended_ms is None else step.ended_ms
+    return time_of_wait(step)
 
 
 class RunView(StoredRun):
@@ -103,14 +111,6 @@ class RunView(StoredRun):
         """When the run started, in seconds since the epoch (UTC)."""
         return self.wall_time_of(0.0)
 
-    def wall_time_of(self, at_ms: float) -> float:
-        """Return the wall-clock time of a moment of the run, in seconds since the epoch (UTC)."""
-        begin, *others = self.segments
-        for segment in others:
-            if segment.at_ms <= at_ms:
-                begin = segment
-        return begin.wall_time + (at_ms - begin.at_ms) / 1000
-
     def ms_at(self, wall_time: float) -> float:
         """Return which moment of the run it is at a wall-clock time, not before the latest event.
 
@@ -139,7 +139,13 @@ class RunView(StoredRun):
 
     @property
     def waiting(self) -> list[StepView]:
-        return [step for step in self.steps.values() if step.waiting_since is not None]
+        """The steps that wait for a signal, in topological order."""
+        found = [self.steps[name] for name in self.waits if name in self.steps]
+        return [step for step in found if step.waiting_since is not None]
+
+    def looks(self, *, has_died: bool = False) -> list[tuple[Look, int]]:
+        """Return how many steps have which look; ``has_died`` if the process of the run did."""
+        return counted_looks(self.counts, len(self.waiting), has_died=has_died)
 
     @property
     def first_failure(self) -> StepView | None:
@@ -198,13 +204,7 @@ class RunView(StoredRun):
     def critical_path(self, now_ms: float) -> list[str]:
         """Return the steps that decide when the run ends, so far; see `RunReport`."""
         return critical_path(
-            StepTime(
-                name,
-                step.started_ms,
-                now_ms if step.ended_ms is None else step.ended_ms,
-                step.depends_on,
-                step.status,
-            )
+            StepTime(name, *times, step.depends_on, step.status)
             for name, step in self.steps.items()
-            if step.started_ms is not None
+            if (times := _times_of(step, now_ms)) is not None
         )

@@ -26,6 +26,20 @@ class Wait(Protocol):
     def key(self) -> str: ...
 
 
+class _MayWait(Protocol):
+    @property
+    def waiting_since(self) -> float | None: ...
+
+
+def waited_ms(step: _MayWait, now_s: float) -> float | None:
+    """Return how many milliseconds a step has waited for its signal; ``None`` if it does not wait.
+
+    ``now_s`` is the present, in seconds since the epoch.
+    """
+    since = step.waiting_since
+    return None if since is None else max(now_s - since, 0.0) * 1000
+
+
 class QueueCounts(Protocol):
     """How many runs wait to start, as a journal counts them."""
 

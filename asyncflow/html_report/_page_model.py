@@ -14,9 +14,10 @@ from urllib.parse import quote
 
 from asyncflow._core.comparison import is_notable
 from asyncflow._core.failures import fail_fast_reason
-from asyncflow._core.looks import RUN_LOOKS, WORST_FIRST, Look, counted_looks, look_of
-from asyncflow._core.remarks import nth_of, remarks_of
+from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, WORST_FIRST, Look, counted_looks, look_of
+from asyncflow._core.remarks import nth_of, remarks_of, waited_text
 from asyncflow._core.results import (
+    RunStatus,
     StepStatus,
     visible_output,
 )
@@ -83,7 +84,7 @@ _NAME = 160
 _TAIL = re.compile(r"(?<=[_.\-/ ])[^\n]{8,20}$")
 """The end of a long name, from where it may break."""
 
-_URGENT = (StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.RUNNING)
+_URGENT = ("FAILED", "CANCELLED", "WAITS", "RUNNING")
 _FEWEST_TIMED, _SLOW = 10, 0.9
 """A step is slow if it took longer than this share of the steps that ran, of at least so many."""
 _UNUSUAL = 2
@@ -192,10 +193,10 @@ class PageModel:
                 self.needed_by[needed].append(name)
         self._slow_ms = self._slow_from()
         self._edges = sum(len(step.depends_on) for step in view.steps.values())
-        urgent = [step for step in view.steps.values() if step.status in _URGENT]
+        urgent = [step for step in view.steps.values() if look_of(step).word in _URGENT]
         self.urgent = [step.name for step in sorted(urgent, key=_urgency)[:MOST_URGENT]]
         self._mapped = sum(each.items is not None for each in view.steps.values())
-        self.timeline = Timeline.until(now_ms, view.segments)
+        self.timeline = Timeline.until(now_ms, view.segments, pauses=self.pauses)
         self._is_critical = frozenset(self.path)
         self._critical_edges = frozenset(pairwise(self.path))
         self._traced = self._traced_attempts()
@@ -243,10 +244,7 @@ class PageModel:
     @property
     def counts(self) -> list[tuple[Look, int]]:
         """How many steps have which status, in the order in which a progress bar fills."""
-        return self._counted(self.view.counts)
-
-    def _counted(self, counts: Mapping[StepStatus, int]) -> list[tuple[Look, int]]:
-        return counted_looks(counts, has_died=self.context.is_orphaned)
+        return self.view.looks(has_died=self.context.is_orphaned)
 
     @property
     def consequences(self) -> list[StepView]:
@@ -303,8 +301,12 @@ class PageModel:
 
     # A step or an item.
 
-    def status(self, status: StepStatus) -> Look:
-        return look_of(status, has_died=self.context.is_orphaned)
+    def waited(self, step: StepView) -> str:
+        """Return how long it waited for its signal: ``waited 2 min``; empty if it still does."""
+        return waited_text(step)
+
+    def look(self, step: StepView) -> Look:
+        return look_of(step, has_died=self.context.is_orphaned)
 
     def is_critical(self, name: str) -> bool:
         return name in self._is_critical
@@ -331,11 +333,11 @@ class PageModel:
         lane = []
         for name in chain:
             item = (self.view.steps[name].items or {}).get(number)
-            status = StepStatus.PENDING if item is None else item.status
+            look = STEP_LOOKS["PENDING"] if item is None else self.look(item)
             took_ms = None if item is None else item.duration_ms(self.now_ms)
             took = "" if took_ms is None else f", {duration(took_ms)}"
-            words = f"{name_text(name)}[{number}]: {status.lower()}{took}"
-            lane.append((self.numbers[name], self.status(status), words))
+            words = f"{name_text(name)}[{number}]: {look.word.lower()}{took}"
+            lane.append((self.numbers[name], look, words))
         return lane
 
     def traits(self, step: StepView) -> str:
@@ -486,7 +488,8 @@ class PageModel:
             steps = [self.view.steps[name] for name in names]
             band = self.timeline.band(number, steps, self.now_ms)
             tally = Counter(step.status for step in steps)
-            counts = self._counted(tally)
+            waiting = sum([step.waiting_since is not None for step in steps])
+            counts = counted_looks(tally, waiting, has_died=self.context.is_orphaned)
             has_passed = tally[StepStatus.SUCCESS] == len(steps) > _MOST_OPEN
             is_open = not (self.is_large and has_passed)
             yield TierRows(number, band, tuple(map(self.row, steps)), counts, is_open)
@@ -518,7 +521,7 @@ class PageModel:
         return attempt.end or ("crashed" if self.context.is_orphaned else "running")
 
     def occurring(self) -> set[str]:
-        found = set[str]()
+        found = {"waits" for step in self.view.steps.values() if step.wait is not None}
         for step in self.view.steps.values():
             for each in step.all_attempts():
                 found.add(self.end(each))
@@ -555,6 +558,11 @@ class PageModel:
         return self.timeline.at(end_ms, begin.segment)
 
     @property
+    def pauses(self) -> bool:
+        """Whether the run waits for signals, and no process runs it."""
+        return self.view.status is RunStatus.WAITING and bool(self.view.waiting)
+
+    @property
     def breaks(self) -> list[Break]:
         return self.timeline.breaks(self.view.pauses_ms)
 
@@ -579,7 +587,7 @@ class PageModel:
 
     def tally(self, step: StepView) -> list[tuple[Look, int]]:
         """Return how many of its items that have begun have which status."""
-        return self._counted(step.tally)
+        return counted_looks(step.tally, 0, has_died=self.context.is_orphaned)
 
     def item_attempts(self, step: StepView, segment: int) -> str:
         """Return how the attempts of its items ended: ``206 attempts: 200 succeeded, 6 failed``."""
@@ -650,4 +658,4 @@ def step_url(url: str, step: str) -> str:
 
 
 def _urgency(step: StepView) -> int:
-    return WORST_FIRST.index(step.status)
+    return WORST_FIRST.index(look_of(step).word)

@@ -7,13 +7,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from asyncflow._core.results import Segment
+from asyncflow._core.results import Segment, SignalWait
 from asyncflow._core.step_view import ActiveTime, AttemptView, StepView
 from asyncflow._views.axis import changing_counts
 from asyncflow._views.event_text import place_text
 from asyncflow._views.spans import AttemptSpan, SpanKind, spans_of
 
-BarKind: TypeAlias = SpanKind | Literal["items"]
+BarKind: TypeAlias = SpanKind | Literal["items", "wait"]
 
 MOST_POINTS = 400
 _MOST_LAYER_POINTS = 200
@@ -45,7 +45,7 @@ class Bar(NamedTuple):
     attempt: int = 0
     """Which attempt it is, or follows; 0 for the items of a mapped step as a whole."""
     end: str = ""
-    """How an attempt ended; ``running`` if it has not."""
+    """How an attempt ended; ``running`` if it has not, and ``open`` for a wait that has not."""
     note: str = ""
     """The line that blocked the loop."""
     abandoned: bool = False
@@ -105,12 +105,17 @@ class Timeline(NamedTuple):
     decimals: int
     """The decimals of a percentage, which tell a hundredth of a millisecond apart."""
     begins: tuple[float, ...] = (0.0,)
-    """When each segment begins, in milliseconds."""
+    """When each segment begins, in milliseconds. Of a run that pauses now, the last one is the
+    segment that may follow, so that the axis ends with a break."""
 
     @classmethod
-    def until(cls, now_ms: float, segments: Sequence[Segment] = ()) -> Timeline:
+    def until(
+        cls, now_ms: float, segments: Sequence[Segment] = (), *, pauses: bool = False
+    ) -> Timeline:
+        """Return the scale of a run up to now; ``pauses`` if no process runs it, but may."""
         span_ms = max(now_ms, 0.001)
         begins = tuple([segment.at_ms for segment in segments]) or (0.0,)
+        begins += (span_ms,) * pauses
         return cls(span_ms, max(math.ceil(math.log10(span_ms)), 4), begins)
 
     @property
@@ -165,9 +170,25 @@ class Timeline(NamedTuple):
 
 def bars_of(step: StepView, timeline: Timeline, now_ms: float) -> tuple[Bar, ...]:
     """Return the bars of a step or an item; a mapped step has one a segment, for all its items."""
+    if step.wait is not None:
+        return (_bar_of_wait(step.wait, timeline),)
     if step.items is not None or step.former_items:
         return tuple(_bars_of_items(step, timeline, now_ms))
     return tuple(_bar_of(span, timeline) for span in spans_of(step, timeline.begins, now_ms))
+
+
+def _bar_of_wait(wait: SignalWait, timeline: Timeline) -> Bar:
+    """Return the bar of a wait for a signal: to the end of the axis if it goes on."""
+    left, end_ms = timeline.at(wait.started_ms), wait.ended_ms
+    right = 100.0 if end_ms is None else timeline.at(end_ms)
+    width = round(max(right - left, 0.0), timeline.decimals)
+    until_ms = timeline.span_ms if end_ms is None else end_ms
+    segment = len(timeline.begins)  # not faint, whenever it began
+    return Bar(
+        *("wait", left, width, wait.started_ms, until_ms),
+        end="open" if end_ms is None else "",
+        segment=segment,
+    )
 
 
 def _bar_of(span: AttemptSpan, timeline: Timeline) -> Bar:

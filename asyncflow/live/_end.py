@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
-from asyncflow._core.remarks import nth_of
+from asyncflow._core.remarks import nth_of, waited_text
 from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import describe_error, duration, error_lines, plural
@@ -71,6 +71,30 @@ def verdict_lines(
     lines = [Text(each, no_wrap=True) for each in textwrap.wrap(text, max(width, 20))]
     lines[0].stylize(f"bold {look.colour}", 0, 2 + len(word))
     return lines
+
+
+def path_lines(view: RunView, path: Sequence[str], width: int, theme: Theme) -> list[Text]:
+    """Return the critical path in lines of a width, if a step on it waits, or waited, for a signal.
+
+    The duration of a run is without such waits, so nothing else says what it took so long for.
+    """
+    waits = {name: _waits(view.steps[name]) for name in path}
+    if not any(waits.values()):
+        return []
+    arrow = "->" if theme.is_ascii else "→"
+    parts = [f"{name} ({wait})" if wait else name for name, wait in waits.items()]
+    parts = [printable(part, theme.encoding) for part in parts]
+    lines = [f"Critical path: {parts[0]}"]
+    for part in parts[1:]:
+        if cell_len(f"{lines[-1]} {arrow} {part}") <= width:
+            lines[-1] += f" {arrow} {part}"
+        else:
+            lines.append(f"  {arrow} {part}")
+    return [Text(elide(line, width, theme.ellipsis), "dim", no_wrap=True) for line in lines]
+
+
+def _waits(step: StepView) -> str:
+    return "waits" if step.waiting_since is not None else waited_text(step)
 
 
 # Failed steps.

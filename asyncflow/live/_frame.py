@@ -3,8 +3,9 @@
 Rules:
 
 1. If there is room for all steps, each has its line, and keeps its place.
-2. Otherwise running and failed steps come first, then small tiers, those near to the running ones
-   first. A step without a line is counted in the line of its tier.
+2. Otherwise failed steps, those that wait for a signal and running ones come first, then small
+   tiers, those near to the running ones first. A step without a line is counted in the line of its
+   tier.
 3. If there are too many tiers, those that are done share a line, and so do those that wait.
 4. The time that a frame takes does not grow with the number of steps.
 """
@@ -19,13 +20,14 @@ from itertools import accumulate, chain, islice
 
 from rich.text import Text
 
-from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, counted_looks
+from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, Look, counted_looks
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration
 from asyncflow._views.event_text import pause_text
 from asyncflow._views.progress import left_text
 from asyncflow._views.run_view import RunView
+from asyncflow._views.waiting import waited_ms
 from asyncflow.events import (
     Event,
     NoteEvent,
@@ -241,9 +243,8 @@ def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     may_end = view.is_running and not run.is_orphaned and not view.rerun_of
     if may_end and (left := left_text(run.expected.run_ms, now_ms)):
         text.append(f", {left}", "dim")
-    counts = _counts_text(
-        view.counts, width - text.cell_len - 3, theme, is_orphaned=run.is_orphaned
-    )
+    found = view.looks(has_died=run.is_orphaned)
+    counts = _counts_text(found, width - text.cell_len - 3, theme)
     if counts:
         text.append("   ").append(counts)
     return text
@@ -286,11 +287,8 @@ def _pause(pauses: Sequence[PoolPaused], now_ms: float, width: int, theme: Theme
     return Text(line, STEP_LOOKS["SKIPPED"].colour, no_wrap=True)
 
 
-def _counts_text(
-    counts: Counter[StepStatus], width: int, theme: Theme, *, is_orphaned: bool
-) -> Text:
-    """Return how many steps have which status: ``✓ 12 succeeded  ○ 3 pending``."""
-    found = counted_looks(counts, has_died=is_orphaned)
+def _counts_text(found: Sequence[tuple[Look, int]], width: int, theme: Theme) -> Text:
+    """Return how many steps have which look: ``✓ 12 succeeded  ○ 3 pending``."""
     parts = [f" {count:,} {look.said}" for look, count in found]
     gap = "  "
     if sum(1 + len(part) + len(gap) for part in parts) - len(gap) > width:
@@ -317,8 +315,9 @@ def _body(run: LiveRun, room: int, width: int, now_ms: float, theme: Theme) -> l
     for span in spans:
         label = _label(span, width, theme)
         if span not in whole:
-            counted, room_left = run.counts(*span), width - columns.tier - 2
-            counts = _counts_text(counted, room_left, theme, is_orphaned=run.is_orphaned)
+            waiting = sum([step.tier in range(*span) for step in run.view.waiting])
+            found = counted_looks(run.counts(*span), waiting, has_died=run.is_orphaned)
+            counts = _counts_text(found, width - columns.tier - 2, theme)
             gutter = fit(label, columns.tier + 2) if columns.tier else ""
             lines.append(Text(gutter, "dim", no_wrap=True).append(counts))
             label = ""
@@ -329,7 +328,11 @@ def _body(run: LiveRun, room: int, width: int, now_ms: float, theme: Theme) -> l
             usual_ms = run.expected.steps_ms.get(name)
             reported = run.progress.get(name, {})
             has_died = run.is_orphaned and step.status is StepStatus.RUNNING
-            shown = row(step, reported, label, columns, now_ms, theme, usual_ms, has_died=has_died)
+            waits_ms = waited_ms(step, run.view.wall_time_of(now_ms))
+            shown = row(
+                *(step, reported, label, columns, now_ms, theme, usual_ms, waits_ms),
+                has_died=has_died,
+            )
             lines.append(shown)
             label = ""
     return lines
@@ -382,5 +385,8 @@ def _choice(
 
 
 def _first(run: LiveRun, count: int) -> Iterator[str]:
-    failed = min(len(run.failed), max(count - len(run.running), count // 2))
-    return chain(islice(run.failed, failed), islice(run.running, max(count - failed, 0)))
+    waiting = [step.name for step in run.view.waiting]
+    others = len(waiting) + len(run.running)
+    failed = min(len(run.failed), max(count - others, count // 2))
+    shown = islice(chain(waiting, run.running), max(count - failed, 0))
+    return chain(islice(run.failed, failed), shown)

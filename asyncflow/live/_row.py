@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 from rich.cells import cell_len
 from rich.text import Text
 
-from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, look_of
+from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, WAITS_LOOK, look_of
 from asyncflow._core.remarks import nth_of, remarks_of
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
@@ -62,23 +62,24 @@ def row(
     now_ms: float,
     theme: Theme,
     usual_ms: float | None = None,
+    waits_ms: float | None = None,
     *,
     has_died: bool = False,
 ) -> Text:
     """Return the line of a step, with the label of its tier before it.
 
-    ``usual_ms`` says how long the step usually takes, and ``has_died`` whether it was running when
-    its process died.
+    ``usual_ms`` says how long the step usually takes, ``waits_ms`` for how long it has waited for
+    its signal, if it does, and ``has_died`` whether it was running when its process died.
     """
     text = Text(no_wrap=True)
     if columns.tier:
         text.append(fit(tier, columns.tier + 2), "dim")
     gap = "  " if columns.tier else " "
-    look = look_of(step.status, has_died=has_died)
+    look = look_of(step, has_died=has_died)
     status = f"{theme.symbol(look)} {look.word}"
     text.append(fit(status[: columns.status], columns.status), look.colour)
     name = fit(printable(step.name, theme.encoding), columns.name, theme.ellipsis)
-    text.append(gap + name, "dim" if step.status is StepStatus.PENDING else "")
+    text.append(gap + name, "dim" if look is STEP_LOOKS["PENDING"] else "")
     progress = progress_of(step, reported.get(None)) if is_under_way(step) else None
     if columns.note > 0:
         text.append("  ")
@@ -89,7 +90,7 @@ def row(
             text.append(_progress_note(step, reported, columns.note, now_ms, theme))
         else:
             text.append(_note(step, reported, columns.note, now_ms, theme, usual_ms))
-    duration_ms = step.duration_ms(now_ms)
+    duration_ms = step.duration_ms(now_ms) if waits_ms is None else waits_ms
     lasted = "" if duration_ms is None else duration(duration_ms)
     if (
         columns.note <= 0
@@ -128,6 +129,8 @@ def _note(
     colour = {StepStatus.FAILED: failed, StepStatus.RUNNING: ""}.get(step.status, "dim")
     if step.retry_at_ms is not None:
         colour = "yellow"
+    if step.waiting_since is not None:
+        colour = WAITS_LOOK.colour
     text.append(elide(words, width - text.cell_len, theme.ellipsis), colour)
     return text.append(" " * (width - text.cell_len))
 

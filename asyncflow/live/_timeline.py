@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from asyncflow._core.looks import DIED_LOOK, OUTCOME_LOOKS, STEP_LOOKS, look_of
+from asyncflow._core.looks import DIED_LOOK, OUTCOME_LOOKS, STEP_LOOKS, WAITS_LOOK, look_of
 from asyncflow._core.remarks import DIED
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
@@ -20,6 +20,8 @@ from asyncflow._core.text import duration
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
 from asyncflow._views.spans import spans_of
+from asyncflow._views.waiting import waited_ms
+from asyncflow.live._end import path_lines
 from asyncflow.live._theme import ASCII, Theme, elide, fit, printable, theme_for, widest
 
 
@@ -36,6 +38,7 @@ class _Glyphs(NamedTuple):
     between: str = "─"
     resumed: str = "┊"
     critical: str = "◆"
+    wait: str = "╱"
     reused: str = OUTCOME_LOOKS["REUSED"].symbol
     flows: str = "↳"
     died: str = DIED_LOOK.symbol
@@ -44,7 +47,7 @@ class _Glyphs(NamedTuple):
     rule: str = "─"
 
 
-_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"#x%/!_.-:*=>?++-")
+_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"#x%/!_.-:*w=>?++-")
 _MEANINGS = {
     "attempt": "attempt",
     "failed": "failed attempt",
@@ -54,6 +57,7 @@ _MEANINGS = {
     "queue": "queued",
     "backoff": "backoff",
     "between": "between items",
+    "wait": "waits for a signal",
     "resumed": "resumed here",
     "critical": "on the critical path",
     "reused": "reused",
@@ -109,6 +113,8 @@ class _Grid(NamedTuple):
     resumed: str
     """What a pause between two segments means."""
     is_orphaned: bool
+    now_s: float | None
+    """The present in seconds since the epoch."""
 
 
 def timeline(
@@ -118,33 +124,46 @@ def timeline(
     now_ms: float | None = None,
     encoding: str = "utf-8",
     is_orphaned: bool = False,
+    now_s: float | None = None,
 ) -> Text:
     """Return a timeline, one row for each step, without a final line break.
 
-    Each attempt, each backoff and each wait in a queue is a bar of its own. Steps on the critical
-    path are marked. If a step has several attempts, each bar begins with its number.
+    Each attempt, each backoff, each wait in a queue or for a signal is a bar of its own. Steps on
+    the critical path are marked, and named below if one of them waited. If a step has several
+    attempts, each bar begins with its number.
 
     ``width`` is how many cells a line may take; fewer than 40 are hard to read. ``now_ms`` is the
     current time of a run that has not ended, in milliseconds since the run started; by default the
-    time of its latest event. ``is_orphaned`` says that its process is gone. An ``encoding`` that
+    time of its latest event. ``now_s`` is the same by wall clock, in seconds since the epoch, also
+    for a run that waits. ``is_orphaned`` says that its process is gone. An ``encoding`` that
     lacks the symbols gets an ASCII timeline.
     """
-    grid = _grid(view, width, view.at_ms if now_ms is None else now_ms, encoding, is_orphaned)
+    now_ms = view.at_ms if now_ms is None else now_ms
+    path = view.critical_path(now_ms)
+    grid = _grid(view, path, width, now_ms, now_s, encoding, is_orphaned)
     used: set[str] = set()
     lines = [*_axis(grid), *(_row(step, grid, used) for step in view.steps.values())]
-    lines += _legend(grid, used, width)
+    lines += [*_legend(grid, used, width), *path_lines(view, path, width, grid.theme)]
     for line in lines:
         line.rstrip()
         line.truncate(width)
     return Text("\n", no_wrap=True, end="").join(lines)
 
 
-def _grid(view: RunView, width: int, now_ms: float, encoding: str, is_orphaned: bool) -> _Grid:
+def _grid(
+    view: RunView,
+    path: Sequence[str],
+    width: int,
+    now_ms: float,
+    now_s: float | None,
+    encoding: str,
+    is_orphaned: bool,
+) -> _Grid:
     theme = theme_for(encoding, "".join(_UNICODE))
     glyphs = _ASCII if theme.dash == ASCII.dash else _UNICODE
     now_ms = max(now_ms, view.at_ms)
     status = 11 if width >= 56 else 1
-    lasted = [duration(step.duration_ms(now_ms) or 0.0) for step in view.steps.values()]
+    lasted = [_lasted(step, now_ms, now_s) for step in view.steps.values()]
     longest = max(map(len, lasted), default=0)
     flows = frozenset(view.flows)
     names = [f"  {name}" if name in flows else name for name in view.steps]
@@ -153,7 +172,7 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str, is_orphaned: 
     scale = Scale(max(now_ms, 0.001), cells)
     begins_ms = [segment.at_ms for segment in view.segments]
     pauses = frozenset(map(scale.cell, begins_ms[1:]))
-    critical = frozenset(view.critical_path(now_ms))
+    critical = frozenset(path)
     count, pause = len(view.segments), duration(view.paused_ms)
     many = f"{count - 1} pauses, {pause} in all"
     resumed = f"after {f'a pause of {pause}' if count == 2 else many}"
@@ -161,7 +180,17 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str, is_orphaned: 
     marked = critical, flows
     return _Grid(
         *(theme, glyphs, *sizes, scale, pauses, now_ms, *marked, begins_ms, resumed, is_orphaned),
+        now_s,
     )
+
+
+def _lasted(step: StepView, now_ms: float, now_s: float | None) -> str:
+    """Return how long a step took, or how long it waits, or waited, for its signal."""
+    lasted_ms = step.duration_ms(now_ms)
+    if lasted_ms is None and step.wait is not None:
+        lasted_ms = step.wait.lasted_ms if now_s is None else waited_ms(step, now_s)
+        lasted_ms = step.wait.lasted_ms if lasted_ms is None else lasted_ms
+    return "" if lasted_ms is None else duration(lasted_ms)
 
 
 def _axis(grid: _Grid) -> list[Text]:
@@ -184,7 +213,7 @@ def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
     is_critical = step.name in grid.critical
     text = Text(no_wrap=True)
     has_died = grid.is_orphaned and step.status is StepStatus.RUNNING
-    look = look_of(step.status, has_died=has_died)
+    look = look_of(step, has_died=has_died)
     status = f"{theme.symbol(look)} {look.word}"[: grid.status]
     text.append(fit(status, grid.status), look.colour).append(" ")
     name = printable(step.name, theme.encoding)
@@ -199,7 +228,11 @@ def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
     skipped = step.reason if step.status is StepStatus.SKIPPED else None
     row: dict[int, _Cell] = {}
     if skipped is None or step.active:
-        row = dict.fromkeys(grid.pauses, _Cell(glyphs.resumed, "dim", "resumed"))
+        if step.wait is not None:  # it may go on through a pause, which is drawn above it
+            end_ms = grid.now_ms if step.wait.ended_ms is None else step.wait.ended_ms
+            wait = _Cell(glyphs.wait, WAITS_LOOK.colour, "wait")
+            row = dict.fromkeys(grid.scale.span(step.wait.started_ms, end_ms), wait)
+        row |= dict.fromkeys(grid.pauses, _Cell(glyphs.resumed, "dim", "resumed"))
         row |= _cells(step, grid)
         used.update(cell.part for cell in row.values())
     left = cells  # for the reason, if there is one
@@ -211,9 +244,7 @@ def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
     if left < cells:
         reason = elide(printable(skipped or "", theme.encoding), cells - left, theme.ellipsis)
         text.append(fit(reason, cells - left), "dim")
-    duration_ms = step.duration_ms(grid.now_ms)
-    lasted = "" if duration_ms is None else duration(duration_ms)
-    text.append(f" {lasted:>{grid.duration}}")
+    text.append(f" {_lasted(step, grid.now_ms, grid.now_s):>{grid.duration}}")
     return text.append(f" {glyphs.reused if step.reused else ' '}", "dim")
 
 

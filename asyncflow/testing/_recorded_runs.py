@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asyncflow._core.looks import STEP_LOOKS
+from asyncflow._core.looks import Look, look_of
 from asyncflow._core.record import values_by_name
 from asyncflow._core.remarks import remarks_of
 from asyncflow._core.report import RunReport
@@ -34,11 +34,12 @@ _BAR = 32
 
 
 class _Span(NamedTuple):
-    """An attempt."""
+    """An attempt, or a wait for a signal."""
 
     started_ms: float
-    ended_ms: float
-    has_failed: bool
+    ended_ms: float | None
+    """``None`` for a wait that has not ended."""
+    mark: str
 
 
 class _RecordedStep(NamedTuple):
@@ -46,6 +47,7 @@ class _RecordedStep(NamedTuple):
 
     name: str
     status: StepStatus
+    look: Look
     words: str
     spans: list[_Span]
     failures: list[str]
@@ -163,7 +165,8 @@ def _row_of(result: StepResult) -> _RecordedStep:
     parts += filter(None, remarks_of(result))
     spans = [
         _Span(
-            attempt.started_ms, attempt.started_ms + attempt.duration_ms, attempt.error is not None
+            *(attempt.started_ms, attempt.started_ms + attempt.duration_ms),
+            mark="#" if attempt.error is None else "x",
         )
         for each in (result, *(result.items or ()))
         if not (each is result and result.items is not None)
@@ -173,7 +176,9 @@ def _row_of(result: StepResult) -> _RecordedStep:
     failures = [*islice(_failures(result), _MOST_FAILURES + 1)]
     if len(failures) > _MOST_FAILURES:
         failures[-1] = "and more failed attempts"
-    return _RecordedStep(name, result.status, ", ".join(parts), spans, failures)
+    if (wait := result.wait) is not None:
+        spans.append(_Span(wait.started_ms, wait.ended_ms, "/"))
+    return _RecordedStep(name, result.status, look_of(result), ", ".join(parts), spans, failures)
 
 
 def _failures(result: StepResult) -> Iterator[str]:
@@ -190,15 +195,17 @@ def _timeline(run: _RecordedRun) -> Iterator[str]:
     yield run.title
     width = max([len(step.name) for step in run.steps], default=0)
     for step in run.steps:
-        symbol, bar = STEP_LOOKS[step.status].symbol, _bar(step.spans, run.duration_ms)
-        yield f"  {symbol} {step.status:<9} {step.name:<{width}} |{bar}| {step.words}"
+        look, bar = step.look, _bar(step.spans, run.duration_ms)
+        yield f"  {look.symbol} {look.word:<9} {step.name:<{width}} |{bar}| {step.words}"
         yield from (f"      {failure}" for failure in step.failures)
     if run.left_out:
         yield f"  and {plural(run.left_out, 'more step')}"
 
 
 def _bar(spans: list[_Span], whole_ms: float) -> str:
-    """Return when attempts were running: ``#`` for one that succeeded, ``x`` for one that failed.
+    """Return when attempts ran: ``#`` for one that succeeded, ``x`` for one that failed.
+
+    ``/`` is a wait for a signal.
 
     Of two in one cell, the later one is drawn.
     """
@@ -206,9 +213,10 @@ def _bar(spans: list[_Span], whole_ms: float) -> str:
     scale = _BAR / whole_ms if whole_ms > 0 else 0.0
     for span in spans:
         first = min(int(span.started_ms * scale), _BAR - 1)
-        last = min(int(span.ended_ms * scale), _BAR - 1)
+        ended_ms = whole_ms if span.ended_ms is None else span.ended_ms
+        last = min(int(ended_ms * scale), _BAR - 1)
         for at in range(first, max(last, first + 1)):
-            cells[at] = "x" if span.has_failed else "#"
+            cells[at] = span.mark
     return "".join(cells)
 
 

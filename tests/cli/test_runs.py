@@ -229,7 +229,7 @@ def test_a_dead_run_counts_until_its_process_gave_a_sign_of_life(shell: Shell, o
 
     assert record["seen_at"] == pytest.approx(record["started_at"] + 90)
     assert lines[0].endswith(("1 min 29 s", "1 min 30 s"))  # it started a moment after the run
-    assert lines[1] == "◇ ORPHANED after 1 min 30 s: 1 unfinished"
+    assert lines[1] == "◇ ORPHANED after 1 min 30 s: 1 orphaned"
     assert "◇ ORPHANED  " in shell("runs").stdout
     assert "  1 min 30 s  etl" in shell("runs").stdout
     assert "ORPHANED after 1 min 30 s, started " in shell("diff", orphan, orphan).stdout

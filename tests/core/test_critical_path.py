@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -13,9 +14,21 @@ from mapped_run import chain_run
 from resumed_run import RESUMED
 from strategies import Edges, graphs
 
-from asyncflow import RunReport, StepResult, StepStatus, WorkflowStep, run_pipeline
+from asyncflow import RunReport, RunStatus, StepResult, StepStatus, WorkflowStep, run_pipeline
 from asyncflow._core.critical_path import StepTime, critical_path
 from asyncflow._views.run_view import RunView
+from asyncflow.events import (
+    AttemptStarted,
+    Event,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    StepWaiting,
+)
 from asyncflow.testing import run_in_virtual_time
 
 SUCCESS, FAILED, CANCELLED = StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.CANCELLED
@@ -134,3 +147,62 @@ def test_only_steps_that_started_are_on_it() -> None:
     report = RunReport("r", results, total_duration_ms=5.0, wall_time=0.0)
 
     assert report.critical_path == ["a"]
+
+
+NEEDS = {"draft": (), "ok": ("draft",), "archive": ("draft",), "send": ("draft", "ok")}
+UNANSWERED: list[Event] = [
+    RunStarted("r", 1000.0, NEEDS),
+    AttemptStarted("draft", 1, 0.0),
+    StepSucceeded("draft", 1, 100.0, None),
+    StepWaiting("ok", 100.0, 1000.1),
+    AttemptStarted("archive", 1, 100.0),
+    StepSucceeded("archive", 1, 200.0, None),
+    RunFinished(200.0, RunStatus.WAITING),
+]
+ANSWERED: list[Event] = [
+    *UNANSWERED,
+    RunResumed("r", 200.0, 1131.2, NEEDS, {}),
+    StepReused("draft", 200.0),
+    StepReused("archive", 200.0),
+    StepWaiting("ok", 200.0, 1000.1),
+    StepSucceeded("ok", 0, 201.0, True),
+    AttemptStarted("send", 1, 201.0),
+    StepSucceeded("send", 1, 301.0, None),
+    RunFinished(301.0, RunStatus.PASSED),
+]
+
+
+def by_json(report: RunReport) -> RunReport:
+    return RunReport.from_json(report.to_json())
+
+
+@pytest.mark.parametrize("trip", [lambda report: report, by_json])
+def test_a_wait_for_a_signal_is_on_it_with_the_time_between_two_processes(trip: Any) -> None:
+    view = RunView(ANSWERED)
+    report = trip(view.report(lambda _, output: output))
+
+    assert view.critical_path(301.0) == report.critical_path == ["draft", "ok", "send"]
+    wait = report["ok"].wait
+    assert wait == (100.0, 201.0, pytest.approx(131_101.0))
+    assert (report["ok"].duration_ms, report.total_duration_ms) == (0.0, 301.0)
+    assert json.loads(report.to_json())["critical_path"] == ["draft", "ok", "send"]
+
+
+def test_a_wait_that_goes_on_is_the_end_of_it_and_one_that_was_cut_short_is_not_on_it() -> None:
+    waits = RunView(UNANSWERED)
+    stopped = [RunInterrupted(300.0, "it was cancelled"), StepSkipped("ok", 300.0, "cancelled")]
+    skipped = RunView([*UNANSWERED[:-1], *stopped, StepSkipped("send", 300.0, "cancelled")])
+
+    assert waits.steps["ok"].wait == (100.0, None, None)
+    assert waits.critical_path(200.0) == ["draft", "ok"]
+    assert waits.report(lambda _, output: output).critical_path == ["draft", "ok"]
+    assert skipped.critical_path(300.0) == ["draft", "archive"]
+
+
+def test_a_signal_that_a_later_process_asks_anew_waits_from_then_on() -> None:
+    anew = RunView(
+        [*UNANSWERED, RunResumed("r", 200.0, 1131.2, NEEDS, {}, outdated={"draft": "changed"})]
+    )
+    anew.apply(StepWaiting("ok", 250.0, 1131.25))
+
+    assert anew.steps["ok"].wait == (250.0, None, None)

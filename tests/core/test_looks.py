@@ -13,12 +13,13 @@ from rich.cells import cell_len
 from rich.style import Style
 
 import asyncflow
-from asyncflow import RunStatus, StepStatus
+from asyncflow import RunStatus, StepResult, StepStatus
 from asyncflow._core.looks import (
     DIED_LOOK,
     OUTCOME_LOOKS,
     RUN_LOOKS,
     STEP_LOOKS,
+    WAITS_LOOK,
     WORST_FIRST,
     Look,
     counted_looks,
@@ -31,9 +32,9 @@ LOOKS = [*STEP_LOOKS.values(), *RUN_LOOKS.values(), *OUTCOME_LOOKS.values(), DIE
 
 
 def test_every_status_has_a_look() -> None:
-    assert set(STEP_LOOKS) == set(WORST_FIRST) == set(StepStatus)
+    assert set(STEP_LOOKS) == set(WORST_FIRST) == {*StepStatus, "ORPHANED", "WAITS"}
     assert set(RUN_LOOKS) == {*RunStatus, "STOPPING", DAMAGED}
-    assert set(OUTCOME_LOOKS) == set(get_args(StepOutcome))
+    assert set(OUTCOME_LOOKS) == {*get_args(StepOutcome), "ORPHANED", "WAITS"}
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.word)
@@ -48,17 +49,32 @@ def test_a_look_suits_every_renderer(look: Look) -> None:
 
 
 def test_counts_have_one_order_what_has_ended_first() -> None:
-    counts = Counter(chain(StepStatus, [StepStatus.RUNNING]))
+    counts = Counter(chain(StepStatus, [StepStatus.RUNNING], [StepStatus.PENDING] * 3))
 
-    words = [f"{count} {look.said}" for look, count in counted_looks(counts)]
+    words = [f"{count} {look.said}" for look, count in counted_looks(counts, 3)]
 
     ended = ["1 succeeded", "1 failed", "1 cancelled", "1 skipped"]
-    assert words == [*ended, "2 running", "1 pending"]
-    assert counted_looks({StepStatus.RUNNING: 2}, has_died=True) == [(DIED_LOOK, 2)]
-    assert counted_looks({}) == []
+    assert words == [*ended, "2 running", "3 waiting", "1 pending"]
+    dead = {StepStatus.RUNNING: 2, StepStatus.PENDING: 1}
+    assert counted_looks(dead, 1, has_died=True) == [(DIED_LOOK, 2), (WAITS_LOOK, 1)]
+    assert counted_looks({}, 0) == []
 
 
 def test_only_a_running_step_died_with_its_process() -> None:
-    assert [status for status in StepStatus if look_of(status, has_died=True) is DIED_LOOK] == [
-        StepStatus.RUNNING
-    ]
+    results = [StepResult("a", status) for status in StepStatus]
+
+    dead = [each.status for each in results if look_of(each, has_died=True) is DIED_LOOK]
+
+    assert dead == [StepStatus.RUNNING]
+
+
+def test_a_step_that_waits_looks_neither_pending_nor_dead() -> None:
+    waits = StepResult("a", StepStatus.PENDING, waiting_since=1.0)
+
+    assert look_of(waits) is look_of(waits, has_died=True) is WAITS_LOOK
+    words = [{look.word, look.kind, look.symbol, look.ascii, look.said} for look in LOOKS_OF_STEPS]
+    for number, one in enumerate(words):
+        assert not any(one & other for other in words[number + 1 :])
+
+
+LOOKS_OF_STEPS = [*STEP_LOOKS.values()]

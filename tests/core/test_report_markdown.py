@@ -112,10 +112,10 @@ def test_it_has_the_steps_the_failed_ones_first_and_their_tracebacks() -> None:
     page = Page(markdown)
     assert markdown.startswith("### <code>r</code> FAILED\n\nRun <code>r</code>: 100 ms\n\n| step")
     assert page.rows == [
-        ["train", "FAILED", "1", "0 ms", "ValueError: no such row"],
-        ["publish", "SKIPPED", "0", "0 ms", "it depends on step 'train', which failed"],
-        ["tell", "SKIPPED", "0", "0 ms", "it depends on step 'train', which failed"],
-        ["fetch", "SUCCESS", "2", "100 ms", ""],
+        ["train", "✗ FAILED", "1", "0 ms", "ValueError: no such row"],
+        ["publish", "⊘ SKIPPED", "0", "0 ms", "it depends on step 'train', which failed"],
+        ["tell", "⊘ SKIPPED", "0", "0 ms", "it depends on step 'train', which failed"],
+        ["fetch", "✓ SUCCESS", "2", "100 ms", ""],
     ]
     assert len(page.traces) == 1
     assert "raise error\nValueError: no such row" in page.traces[0]

@@ -205,8 +205,8 @@ def test_the_last_frame_of_a_dead_run_says_that_nothing_runs() -> None:
     after = lines_of(run, now_ms=run.now_ms())
 
     assert before[-1] == "▷ RUNNING  0 ms   ▷ 1 running  ○ 1 pending"
-    assert after[-1] == "◇ ORPHANED  0 ms   ◇ 1 unfinished  ○ 1 pending"
-    assert "◇ RUNNING    a  was running when its process died" in after[1]
+    assert after[-1] == "◇ ORPHANED  0 ms   ◇ 1 orphaned  ○ 1 pending"
+    assert "◇ ORPHANED   a  was running when its process died" in after[1]
 
 
 def _time(event: Event) -> float:
@@ -341,7 +341,12 @@ class TestFrame:
 
     @pytest.mark.parametrize(
         ("encoding", "symbols"),
-        [("utf-8", "✓✗■⊘▷○"), ("latin-1", "vx#->o"), ("ascii", "vx#->o"), ("nonsense", "vx#->o")],
+        [
+            ("utf-8", "✓✗■⊘▷◇◷○"),
+            ("latin-1", "vx#->?wo"),
+            ("ascii", "vx#->?wo"),
+            ("nonsense", "vx#->?wo"),
+        ],
     )
     def test_the_symbols_suit_the_encoding(self, encoding: str, symbols: str) -> None:
         assert "".join(map(theme_for(encoding).symbol, STEP_LOOKS.values())) == symbols

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import unescape
 from typing import Any
 
@@ -14,8 +15,11 @@ from asyncflow._views.run_end import verdict
 from asyncflow._views.run_view import RunView, view_of
 from asyncflow.journal import SQLiteJournal
 from asyncflow.live._end import run_end
+from asyncflow.live._frame import LiveRun, frame
 from asyncflow.live._theme import UNICODE
+from asyncflow.live._timeline import timeline
 from asyncflow.testing import run_in_virtual_time
+from asyncflow.testing._recorded_runs import timeline as of_test
 
 NAME = "<b>approved"
 
@@ -75,6 +79,41 @@ def test_each_page_names_what_a_run_waits_for_as_text(report: RunReport, shown: 
 
 
 def test_the_verdict_names_a_few_of_the_steps_that_wait(report: RunReport) -> None:
-    words = f"WAITING in 0 ms: 1 succeeded, 5 pending, waits for {NAME}, other 0, other 1, 1 more"
+    waiting = f"4 waiting ({NAME}, other 0, other 1, 1 more)"
+    words = f"WAITING in 0 ms: 1 succeeded, {waiting}, 1 pending"
 
     assert verdict(view_of(report)) == words
+
+
+def _on_a_timeline(report: RunReport) -> str:
+    return timeline(view_of(report), width=200).plain
+
+
+def _live(report: RunReport) -> str:
+    run = LiveRun()
+    run.apply(*report.events())
+    lines = frame(run, width=200, height=20, now_ms=run.view.at_ms, theme=UNICODE)
+    return "\n".join(line.plain for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("shown", "pattern"),
+    [
+        (str, r"\[WAITS  \] <b>approved "),
+        (RunReport.to_mermaid, '<br/>◷ WAITS"]:::waits\n'),
+        (lambda report: unescape(report.to_markdown()), r"<code><b>approved</code> \| ◷ WAITS \|"),
+        (_on_a_timeline, r"◷ WAITS     <b>approved +  ╱+"),
+        (_live, r"◷ WAITS    +<b>approved  waits for a sig"),
+        (of_report, r"◷</span> WAITS</td>.*?<path d=\"M[^V]*\" stroke="),
+        (RunReport.to_html, r'class="badge waits">.*?◷</span> WAITS</span>'),
+        (RunReport.to_html, r'class="node waits'),
+        (RunReport.to_html, r'class="bar wait e-open"'),
+        (RunReport.to_html, r'role="img" aria-label="WAITS">◷</span>'),
+        (RunReport.to_html, r"4 waiting"),
+        (of_test, r"◷ WAITS     <b>approved"),
+    ],
+)
+def test_in_each_view_a_step_that_waits_has_its_own_word_icon_and_bar(
+    report: RunReport, shown: Any, pattern: str
+) -> None:
+    assert re.search(pattern, shown(report))

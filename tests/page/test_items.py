@@ -210,7 +210,7 @@ def test_what_an_orphan_was_running_looks_dead(is_orphaned: bool) -> None:
     row, layers = model.row(step), model.row(view.steps["fetch"]).layers
 
     assert model.note(step) == ("was running when its process died" if is_orphaned else "")
-    assert model.status(step.status).symbol == ("◇" if is_orphaned else "▷")
+    assert model.look(step).symbol == ("◇" if is_orphaned else "▷")
     end = "crashed" if is_orphaned else "running"
     assert [bar.end for bar in row.bars] == [end]
     assert [layer.end for _, of_bar in layers for layer in of_bar] == [end]

@@ -655,7 +655,7 @@ def test_the_page_of_a_dead_run_says_that_nothing_runs() -> None:
     assert [each for each in fills if not re.search(rf"\.{each}[ ,{{]", style)] == []
     head, head_alive = (re.search(r"(?s)<header.*?</header>", page)[0] for page in (html, alive))  # type: ignore[index]
     assert 'class="f-orphaned"' in head
-    assert " 1 unfinished" in Parsed(head).text
+    assert " 1 orphaned" in Parsed(head).text
     assert " 1 running" in Parsed(head_alive).text
 
 

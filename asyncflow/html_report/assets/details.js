@@ -76,7 +76,7 @@ const showDetails = () => {
     oneBox.innerHTML = packed.details[chosen];
   } else if (server.detailsUrl && chosen !== null && !inPage) {
     const now = rowOf(chosen).dataset.s, had = articleOf(chosen)?.dataset.s;
-    const isOld = had !== now || ["running", "pending"].includes(now);
+    const isOld = had !== now || ["running", "pending", "waits", "orphaned"].includes(now);
     if (oneBox.dataset.i !== chosen || (had && isOld && Date.now() - fetchedAt > 2000)) fetchStep(chosen);
   }
   showTabs();
