@@ -31,7 +31,7 @@ async def store(journal: Any, events: list[Event]) -> None:
     """Store the events of a run."""
     start = events[0]
     assert isinstance(start, RunStarted)
-    await store_segment(journal, start.run_id, *events)
+    await store_segment(journal, start.run_id, *events, with_steps=True)
 
 
 async def store_two_runs(journal: Any) -> None:

@@ -28,7 +28,7 @@ import click
 
 from asyncflow._cli.engines import open_engines
 from asyncflow._cli.loader import LoadedPipeline
-from asyncflow._cli.options import AnyJournal, RunFlags, journal_named, open_journal
+from asyncflow._cli.options import AnyJournal, RunFlags, journal_named, open_journal, usual_times
 from asyncflow._cli.output import (
     INVALID,
     PASSED,
@@ -58,7 +58,6 @@ from asyncflow._kernel.asyncio_compat import FAILURES
 from asyncflow._policies.observers import AnyObserver
 from asyncflow._views.next_command import command_of, next_commands
 from asyncflow.events import Event, RunStarted, StepSucceeded
-from asyncflow.journal._queries import USUAL_RUNS
 from asyncflow.journal._run_names import free_name, new_run_name
 from asyncflow.journal._streams import latest_streamed
 
@@ -184,10 +183,8 @@ async def expect(
 
     ``elsewhere`` says whether another process runs it.
     """
-    run_ms, steps_ms = None, dict[str, float]()
-    if pipeline and sys.stderr.isatty():  # lines have no such estimate
-        run_ms = await journal.usual_ms(pipeline)
-        steps_ms = (await journal.statistics(pipeline, runs=USUAL_RUNS)).usual_ms
+    # Lines have no such estimate.
+    run_ms, steps_ms = await usual_times(journal, pipeline if sys.stderr.isatty() else "")
     view.expect(run_ms, steps_ms, elsewhere=elsewhere)
 
 

@@ -29,7 +29,13 @@ from asyncflow._runtime.options import check_key, check_label
 from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._addresses import is_other_address, is_postgres_address
-from asyncflow.journal._queries import is_searchable, parse_age, parse_status, parse_time
+from asyncflow.journal._queries import (
+    USUAL_RUNS,
+    is_searchable,
+    parse_age,
+    parse_status,
+    parse_time,
+)
 
 AnyJournal = SQLiteJournal | PostgresJournal
 
@@ -127,6 +133,19 @@ def journal_named(journal: str) -> str:
     if journal == _default_journal():
         return ""
     return "DSN" if is_postgres_address(journal) else journal
+
+
+async def usual_times(
+    journal: AnyJournal, pipeline: str
+) -> tuple[float | None, Mapping[str, float]]:
+    """Return how many milliseconds a run of a pipeline usually takes, and its steps by name.
+
+    ``None`` and nothing, as far as the journal can't tell.
+    """
+    if not pipeline:
+        return None, {}
+    steps = (await journal.statistics(pipeline, runs=USUAL_RUNS)).usual_ms
+    return await journal.usual_ms(pipeline), steps
 
 
 def resume_command(record: RunRecord, journal: str) -> str:

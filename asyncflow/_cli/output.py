@@ -132,6 +132,7 @@ def write_html(
     *,
     resume: str = "",
     usual_ms: Mapping[str, float] | None = None,
+    usual_run_ms: float | None = None,
     orphaned: bool = False,
     until: float | None = None,
 ) -> None:
@@ -141,7 +142,15 @@ def write_html(
     run, and the others are as in `asyncflow.html_report.to_html`.
     """
     to_html = load_html_writer()
-    page = to_html(events, notes, resume=resume, usual_ms=usual_ms, orphaned=orphaned, until=until)
+    page = to_html(
+        events,
+        notes,
+        resume=resume,
+        usual_ms=usual_ms,
+        usual_run_ms=usual_run_ms,
+        orphaned=orphaned,
+        until=until,
+    )
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:

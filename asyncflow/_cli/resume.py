@@ -282,6 +282,6 @@ class _Resumption:
         elif self._flags.as_json:
             click.echo(json.dumps([record_document(each) for each in self._listed], indent=2))
         elif self._listed:
-            write_table(self._listed, self._summaries)
+            write_table(self._listed, self._summaries, {})
         if not self._count:
             write_note("no matching runs")

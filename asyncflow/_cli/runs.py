@@ -38,11 +38,13 @@ from asyncflow._core.errors import RunAlreadyActiveError
 from asyncflow._core.looks import RUN_LOOKS
 from asyncflow._core.results import AttributeValue, RunStatus
 from asyncflow._core.run_attributes import attributes_text
+from asyncflow._core.slowness import Slower
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took
 from asyncflow._views.next_command import command_of
 from asyncflow._views.preview import local_moment_text, moment_text, zone_name
 from asyncflow._views.progress import left_text
+from asyncflow._views.slowness import slowness_text
 from asyncflow._views.waiting import is_queued, queue_text, wait_text
 from asyncflow.journal import RunRecord, RunSummary
 from asyncflow.journal._queries import (
@@ -150,6 +152,8 @@ def runs(
         limit=most + 1 if most else None,
     )
 
+    slower: dict[str, Slower] = {}
+
     async def matching() -> tuple[list[RunRecord], Mapping[str, RunSummary], str]:
         async with open_journal(journal) as opened:
             records = await opened.runs(**asdict(where))
@@ -157,6 +161,7 @@ def runs(
                 return records, {}, ""
             others = [each for each in records if each.status is not RunStatus.PASSED]
             summaries = await opened.summaries(others)
+            slower.update(await opened._slower(records))
             return records, summaries, queue_text(await opened.queue(pipeline=pipeline))
 
     records, summaries, queued = asyncio.run(matching())
@@ -164,7 +169,7 @@ def runs(
     if as_json:
         click.echo(json.dumps([record_document(record) for record in shown], indent=2))
     elif shown:
-        write_table(shown, summaries)
+        write_table(shown, summaries, slower)
     else:
         hint = "" if label is None else "; --label is the whole label, and --text a part of it"
         write_note(f"no matching runs{hint}")
@@ -174,7 +179,15 @@ def runs(
         write_note(queued)
 
 
-def write_table(records: Sequence[RunRecord], summaries: Mapping[str, RunSummary]) -> None:
+def write_table(
+    records: Sequence[RunRecord],
+    summaries: Mapping[str, RunSummary],
+    slower: Mapping[str, Slower],
+) -> None:
+    """Write the list of some runs.
+
+    ``slower`` has those that were slower than usual.
+    """
     console = stdout_console()
     theme = theme_for(console.encoding)
     now = datetime.now().astimezone()
@@ -182,7 +195,16 @@ def write_table(records: Sequence[RunRecord], summaries: Mapping[str, RunSummary
     zone = timezone(now.utcoffset() or timedelta())
     started = f"STARTED ({zone_name(now)})"
     rows = [["RUN", "STATUS", started, "TOOK", "PIPELINE", "LABEL", "ATTRIBUTES", "DETAILS"]]
-    rows += [_cells(record, zone, theme, summaries.get(record.run_id)) for record in records]
+    rows += [
+        _cells(
+            record,
+            zone,
+            theme,
+            summaries.get(record.run_id),
+            slowness_text(slower.get(record.run_id)),
+        )
+        for record in records
+    ]
     used = [at for at in range(len(rows[0])) if at < _FIXED or any(row[at] for row in rows[1:])]
     rows = [[row[at] for at in used] for row in rows]
     below = [""] * len(rows)
@@ -211,7 +233,9 @@ def write_table(records: Sequence[RunRecord], summaries: Mapping[str, RunSummary
     console.print(Text("\n").join(lines), soft_wrap=True)
 
 
-def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | None) -> list[str]:
+def _cells(
+    record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | None, slowness: str
+) -> list[str]:
     look = RUN_LOOKS[listed_status(record)]
     started = "" if record.damaged else moment_text(record.started_at, zone)[:_TIME_WIDTH]
     return [
@@ -222,7 +246,7 @@ def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | 
         escape_controls(", ".join(_pipeline_and_origin(record))),
         escape_controls(record.label),
         escape_controls(attributes_text(record.attributes)),
-        escape_controls(_details(record, zone, summary) if summary else ""),
+        escape_controls(_details(record, zone, summary) if summary else slowness),
     ]
 
 

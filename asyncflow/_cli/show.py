@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -29,6 +29,7 @@ from asyncflow._cli.options import (
     require_journal,
     resume_command,
     targets_option,
+    usual_times,
 )
 from asyncflow._cli.output import (
     format_earlier_attempts,
@@ -55,10 +56,11 @@ from asyncflow._views.event_text import describe_event, took
 from asyncflow._views.next_command import next_commands
 from asyncflow._views.preview import local_moment_text
 from asyncflow._views.run_view import RunView
+from asyncflow._views.slowness import slowness_of
 from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.events import StepAttached, StepCalled, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
-from asyncflow.journal._queries import USUAL_RUNS, counts_until
+from asyncflow.journal._queries import counts_until
 from asyncflow.journal._streams import latest_streamed
 from asyncflow.live._end import path_lines, verdict_lines
 from asyncflow.live._theme import printable, theme_for
@@ -218,8 +220,10 @@ class _ShownRun:
     """The signals that it waits for and that have come."""
     notes: Sequence[StoredEvent] = ()
     """What its steps have said, if that is shown."""
-    usual_ms: Mapping[str, float] | None = None
-    """How long they usually take, if that is shown."""
+    usual_run_ms: float | None = None
+    """How many milliseconds it usually takes, if that is known."""
+    usual_ms: Mapping[str, float] = field(default_factory=dict)
+    """The same of its steps, by name."""
 
 
 @click.command()
@@ -265,6 +269,7 @@ def show(
             [each.event for each in shown.notes],
             resume=resume_command(shown.record, journal),
             usual_ms=shown.usual_ms,
+            usual_run_ms=shown.usual_run_ms,
             orphaned=shown.record.status is RunStatus.ORPHANED,
             until=counts_until(shown.record, time.time()),
         )
@@ -307,7 +312,10 @@ def _write_run(shown: _ShownRun, console: Console, *, everything: bool) -> None:
         lines += indented([f"Stopped: {printable(view.stop_reason, theme.encoding)}"], console)
     now_ms = _now_of(shown)
     lines += path_lines(view, view.critical_path(now_ms), console.width, theme)
-    lines += verdict_lines(view, console.width, theme, now_ms=now_ms, has_died=has_died)
+    slower = slowness_of(view, shown.usual_run_ms, shown.usual_ms)
+    lines += verdict_lines(
+        view, console.width, theme, now_ms=now_ms, has_died=has_died, slower=slower
+    )
     write_lines(lines, console)
 
 
@@ -350,14 +358,12 @@ async def _read(journal: str, run: str, *, with_notes: bool) -> _ShownRun:
         answered: Collection[str] = ()
         if record.status is RunStatus.WAITING:
             answered = (await opened.summaries([record]))[record.run_id].answered
-        if not with_notes:
-            return _ShownRun(record, report, events, view, answered)
-        usual_ms: Mapping[str, float] = {}
-        if record.pipeline:
-            usual_ms = (await opened.statistics(record.pipeline, runs=USUAL_RUNS)).usual_ms
-        notes = await opened.notes(record.run_id)
-        notes += await latest_streamed(opened, record.run_id)
-        return _ShownRun(record, report, events, view, answered, notes, usual_ms)
+        notes: list[StoredEvent] = []
+        if with_notes:
+            notes += await opened.notes(record.run_id)
+            notes += await latest_streamed(opened, record.run_id)
+        usual = await usual_times(opened, record.pipeline)
+        return _ShownRun(record, report, events, view, answered, notes, *usual)
 
 
 def _head(shown: _ShownRun, console: Console) -> list[Text]:

@@ -67,6 +67,11 @@ class StepRun(NamedTuple):
     error: str = ""
     """What it failed with, or what its last failed attempt did; empty if nothing failed."""
 
+    @property
+    def has_passed(self) -> bool:
+        """Whether it ran there and succeeded."""
+        return self.outcome in ("SUCCESS", "RETRIED") and self.duration_ms is not None
+
 
 class SameErrors(NamedTuple):
     """The runs in which a step failed in the same way, whatever numbers its message has."""

@@ -36,6 +36,7 @@ def to_html(
     *,
     resume: str = "",
     usual_ms: Mapping[str, float] | None = None,
+    usual_run_ms: float | None = None,
     orphaned: bool = False,
     until: float | None = None,
 ) -> str:
@@ -53,6 +54,8 @@ def to_html(
             By default, the page of events that a journal stored has one with placeholders.
         usual_ms: How many milliseconds steps usually take, by name, which the page shows beside
             their duration and marks on the timeline. By default it shows nothing of that.
+        usual_run_ms: The same of the run, which its head says, with the steps that took longer, if
+            the run passed.
         orphaned: Whether no process runs it, although it has not ended, as a journal knows. Then
             its page says that steps were running when their process died.
         until: Until when a run that has not ended is shown, in seconds since the epoch (UTC); by
@@ -68,6 +71,8 @@ def to_html(
         raise TypeError(f"usual_ms must be a mapping, not {type(usual_ms).__name__}")
     for step, usual in (usual_ms or {}).items():
         check_number(f"usual_ms of {step!r}", usual, 0)
+    if usual_run_ms is not None:
+        check_number("usual_run_ms", usual_run_ms, 0)
     if until is not None:
         check_number("until", until, 0, unit=" s")
     for name, given in (("run", run), ("notes", notes)):
@@ -90,6 +95,10 @@ def to_html(
     if not resume and view.fingerprints:  # only a run with a journal has them
         resume = command_of("resume", view.run_id, PLACEHOLDER, journal="JOURNAL")
     context = PageContext(
-        said, resume=resume, usual_ms=usual_ms or {}, is_orphaned=orphaned and view.is_running
+        said,
+        resume=resume,
+        usual_ms=usual_ms or {},
+        usual_run_ms=usual_run_ms,
+        is_orphaned=orphaned and view.is_running,
     )
     return page(view, log, context, now_ms=view.at_ms if until is None else view.ms_at(until))

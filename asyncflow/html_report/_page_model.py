@@ -12,7 +12,6 @@ from itertools import groupby, pairwise
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
-from asyncflow._core.comparison import is_notable
 from asyncflow._core.failures import fail_fast_reason
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, WORST_FIRST, Look, counted_looks, look_of
 from asyncflow._core.remarks import nth_of, remarks_of, waited_text
@@ -22,6 +21,7 @@ from asyncflow._core.results import (
     visible_output,
 )
 from asyncflow._core.run_attributes import attributes_text
+from asyncflow._core.slowness import Slower, is_comparable, is_slower
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.notes import RunNotes
@@ -30,6 +30,7 @@ from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, received
 from asyncflow._views.run_end import is_retried
 from asyncflow._views.run_view import RunView
+from asyncflow._views.slowness import slowness_of, slowness_text
 from asyncflow._views.spans import spans_of
 from asyncflow._views.waiting import Wait
 from asyncflow.html_report._items import OUTCOMES, ErrorGroup, ItemCells, outcome_of
@@ -86,9 +87,8 @@ _TAIL = re.compile(r"(?<=[_.\-/ ])[^\n]{8,20}$")
 
 _URGENT = ("FAILED", "CANCELLED", "WAITS", "RUNNING")
 _FEWEST_TIMED, _SLOW = 10, 0.9
-"""A step is slow if it took longer than this share of the steps that ran, of at least so many."""
-_UNUSUAL = 2
-"""It is slow too if it took so many times as long as it usually does, and that is notable."""
+"""A step is slow if it took longer than this share of the steps that ran, of at least so many, or
+notably longer than it usually does."""
 
 
 _Part = TypeVar("_Part", Bar, OutcomeLayer)
@@ -352,10 +352,7 @@ class PageModel:
 
     def _is_slow(self, step: StepView, took_ms: float) -> bool:
         """Whether it took longer than most steps of the run, or than it usually does."""
-        usual_ms = self.context.usual_ms.get(step.name, math.inf)
-        more_ms = took_ms - usual_ms
-        is_unusual = took_ms >= _UNUSUAL * usual_ms and is_notable(more_ms, usual_ms)
-        return took_ms > self._slow_ms or is_unusual
+        return took_ms > self._slow_ms or is_slower(took_ms, self.context.usual_ms.get(step.name))
 
     def _slow_from(self) -> float:
         """Return above which duration a step is slow, in milliseconds."""
@@ -541,6 +538,17 @@ class PageModel:
         if not is_running or self.view.rerun_of:
             return ""
         return left_text(self.context.usual_run_ms, now_ms)
+
+    @property
+    def usually(self) -> str:
+        """How long such a run usually takes, and which steps took longer this time.
+
+        Empty if that is not known, and if the run has not passed.
+        """
+        view, usual_ms = self.view, self.context.usual_run_ms
+        if usual_ms is None or not is_comparable(view.status, view.rerun_of):
+            return ""
+        return slowness_text(slowness_of(view, usual_ms, self.context.usual_ms) or Slower(usual_ms))
 
     def usual_end(self, step: StepView) -> float | None:
         """Return where a step ends that takes as long as it usually does, in percent.

@@ -43,6 +43,7 @@ from asyncflow._core.results import (
     why_cancelled,
 )
 from asyncflow._core.signal import check_sender, is_plain
+from asyncflow._core.slowness import Slower
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.streamed import MOST_BYTES, StreamedValue
 from asyncflow._core.text import did_you_mean, safe_text
@@ -502,6 +503,10 @@ class SQLJournal:
         if not isinstance(listed, list) or not all(isinstance(e, RunRecord) for e in listed):
             raise TypeError("records must be a list of RunRecord objects, as runs() returns it")
         return await self._read(self._overviews.summaries, listed)
+
+    async def _slower(self, records: Iterable[RunRecord]) -> dict[str, Slower]:
+        """Return which of these runs were slower than usual, and in which steps, by run id."""
+        return await self._read(self._overviews.slower, [*records])
 
     # --- changes --------------------------------------------------------------------------------
 

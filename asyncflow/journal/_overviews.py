@@ -17,12 +17,14 @@ from typing import Any
 from asyncflow._core.record import replace as with_changes
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED_OUTPUT, RunStatus, StepStatus
+from asyncflow._core.slowness import Slower, is_comparable, is_slower, slower_of
 from asyncflow._core.statistics import StepRun, step_runs, step_statistics
 from asyncflow.events import Event, ResultReused, RunStarted
 from asyncflow.journal._event_codec import event_of, read_error
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._queries import (
     UNENDED,
+    USUAL_RUNS,
     PipelineStatistics,
     RunFilter,
     RunRecord,
@@ -57,6 +59,10 @@ LATEST_START = (
     "f.run_id = e.run_id AND f.step IS NULL AND f.kind IN ('RunStarted', 'RunResumed'))"
 )
 """The event with which the latest segment began."""
+
+_LONGEST_STEPS = 65_536
+"""Of a run with a longer summary, some 1,000 steps, a list does not say which ones were slower than
+usual: it would decode that of twenty runs more."""
 
 _PARTS = 8
 """How many SELECTs, each with so many ids, one statement joins at most."""
@@ -93,6 +99,33 @@ class Overviews:
             records.append(replace(record, damaged=True) if found is None else record)
             steps.append(found or {})
         return PipelineStatistics(pipeline, tuple(records), step_statistics(steps))
+
+    def slower(self, records: Iterable[RunRecord]) -> dict[str, Slower]:
+        """Return which runs were slower than usual, and in which steps, by id.
+
+        Only for those, and for their pipelines, more is read than how long runs take.
+        """
+        usual_ms: dict[str, float | None] = {}
+        slow: dict[str, list[RunRecord]] = {}
+        for record in records:
+            if record.damaged or not is_comparable(record.status, record.rerun_of):
+                continue
+            name = record.pipeline
+            if name not in usual_ms:
+                usual_ms[name] = self._lists.usual_ms(name)
+            if is_slower(record.latest_ms, usual_ms[name]):
+                slow.setdefault(name, []).append(record)
+        found: dict[str, Slower] = {}
+        for name, runs in slow.items():
+            usual_run_ms = usual_ms[name]
+            assert usual_run_ms is not None
+            summaries = self._summaries(SELECT_STEPS, [run.run_id for run in runs])
+            steps = {run.run_id: _few_steps_of(summaries.get(run.run_id)) for run in runs}
+            usual = self.statistics(name, USUAL_RUNS).usual_ms if any(steps.values()) else {}
+            for run_id, of_run in steps.items():
+                took = {step: run.duration_ms for step, run in of_run.items() if run.has_passed}
+                found[run_id] = slower_of(usual_run_ms, took, usual)
+        return found
 
     def _summaries(self, select: str, run_ids: Sequence[str]) -> dict[Any, Summary]:
         found: dict[Any, Summary] = {}
@@ -192,6 +225,20 @@ def brief_event_of(row: Sequence[Any]) -> Event:
     """Return an event that was read without its output, and without those of items."""
     event = event_of(row, is_brief=True)
     return with_changes(event, items=None) if isinstance(event, ResultReused) else event
+
+
+def _few_steps_of(summary: Summary | None) -> Mapping[str, StepRun]:
+    """Return how the steps of a run ended, by its summary; nothing if it has many, or is damaged.
+
+    Then a list says no more than that the run was slower than usual.
+    """
+    try:
+        if summary is None or not summary.data or len(summary.data) > _LONGEST_STEPS:
+            return {}
+        return summary.steps() or {}
+    # Only our decoding is in here.
+    except Exception:
+        return {}
 
 
 def _has_steps(summary: Summary | None) -> bool:

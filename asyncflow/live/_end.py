@@ -20,6 +20,7 @@ from rich.text import Text
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.remarks import nth_of, waited_text
 from asyncflow._core.results import RunStatus, StepStatus
+from asyncflow._core.slowness import Slower
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import describe_error, duration, error_lines, plural
 from asyncflow._core.tracebacks import user_frames
@@ -34,13 +35,21 @@ _DETAIL = ((3, 8), (3, 3), (2, 2), (1, 2), (1, 1), (0, 1))
 """How many frames and lines of its message each error may have, by how little room there is."""
 
 
-def run_end(view: RunView, *, width: int, height: int, theme: Theme, title: Text) -> list[Text]:
+def run_end(
+    view: RunView,
+    *,
+    width: int,
+    height: int,
+    theme: Theme,
+    title: Text,
+    slower: Slower | None = None,
+) -> list[Text]:
     """Return the lines that show how a run ended.
 
     ``width`` is how many cells a line may take, and ``height`` how many lines there may be, at
-    least 1.
+    least 1. ``slower`` is as in `verdict`.
     """
-    foot = verdict_lines(view, width, theme)[:height]
+    foot = verdict_lines(view, width, theme, slower=slower)[:height]
     if view.status is RunStatus.PASSED:
         if len(foot) == 1 and foot[0].cell_len + 2 + title.cell_len <= width:
             foot[0].append("  ").append(title.plain, "dim")
@@ -62,9 +71,10 @@ def verdict_lines(
     *,
     now_ms: float | None = None,
     has_died: bool = False,
+    slower: Slower | None = None,
 ) -> list[Text]:
     """Return how a run ended, or where it stands, in lines of a width; see `verdict`."""
-    words = verdict(view, now_ms, has_died=has_died)
+    words = verdict(view, now_ms, has_died=has_died, slower=slower)
     word = words.split(" ", 1)[0]
     look = RUN_LOOKS[word]
     text = f"{theme.symbol(look)} {words}"

@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from rich.console import COLOR_SYSTEMS, Console
 from rich.text import Text
 
+from asyncflow._views.slowness import slowness_of
 from asyncflow.live._captured import CapturedOutput, Output, Printed, PrintedBy
 from asyncflow.live._end import run_end
 from asyncflow.live._frame import Expected, LiveRun, frame, summary, title
@@ -210,6 +211,7 @@ class FrameRenderer:
             height=max(height - _LINES_BELOW, 1),
             theme=self._theme,
             title=title(run, width, run.now_ms(), self._theme),
+            slower=slowness_of(run.view, run.expected.run_ms, run.expected.steps_ms),
         )
 
     def _space(self) -> tuple[int, int]:

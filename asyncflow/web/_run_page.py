@@ -135,8 +135,6 @@ async def _usual(journal: SQLJournal, record: RunRecord) -> dict[str, Any]:
     if not record.pipeline:
         return {}
     found = await journal.statistics(record.pipeline, runs=USUAL_RUNS)
-    if record.status is not RunStatus.RUNNING:
-        return {"usual_ms": found.usual_ms}
     run_ms = await journal.usual_ms(record.pipeline)
     return {"usual_ms": found.usual_ms, "usual_run_ms": run_ms}
 

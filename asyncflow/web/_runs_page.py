@@ -1,8 +1,9 @@
 """The list of a journal's runs: which of them a request selects, and how they stand.
 
 However many runs there are, the list takes five queries: one for its rows, one for what it says of
-them beside their records, one for the counts, two for the queue. For each pipeline that runs, one
-more tells how long that usually takes.
+them beside their records, one for the counts, two for the queue. For each pipeline that runs or has
+passed, one more tells how long that usually takes; for one with runs that took longer, some more in
+which steps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from asyncflow._core.run_attributes import attribute_text, attributes_from
 from asyncflow._core.text import escape_controls
 from asyncflow._views.preview import preview, shortened
 from asyncflow._views.progress import left_text
+from asyncflow._views.slowness import slowness_text
 from asyncflow._views.waiting import queue_text
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
@@ -166,6 +168,8 @@ async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str])
         ran_ms_of=so_far_ms,
         left_of=left_text,
         line_of=_line,
+        slowness_of=slowness_text,
+        slower=await journal._slower(runs),
         inputs_of=_inputs_line,
         attribute_text=attribute_text,
     )

@@ -173,7 +173,7 @@ def test_an_encoding_without_the_symbols_gets_others(two_runs: Shell) -> None:
     assert "output, first at ['rate']: 1.1 > 1.2" in result.stdout
 
 
-def test_the_page_of_a_shown_run_says_how_long_steps_usually_take(shell: Shell) -> None:
+def test_lists_and_a_shown_run_say_how_long_it_and_its_steps_usually_take(shell: Shell) -> None:
     for number, ms in enumerate((1_000.0, 2_000.0, 9_000.0)):
         start = RunStarted(f"r{number}", MONDAY + number, {"load": ()}, "etl")
         events: list[Event] = [start, AttemptStarted("load", 1, 0.0)]
@@ -182,8 +182,13 @@ def test_the_page_of_a_shown_run_says_how_long_steps_usually_take(shell: Shell) 
         )
     in_journal(store, [RunStarted("nameless", MONDAY, {}), RunFinished(0.0, RunStatus.PASSED)])
 
-    shell("show", "r2", "--html", "page.html")
+    shown = shell("show", "r2", "--html", "page.html").stdout
     shell("show", "nameless", "--html", "other.html")
+    listed = shell("runs", "--pipeline", "etl").stdout.splitlines()
 
+    told = "usually 2.0 s: load +7.0 s"
+    assert shown.endswith(f"\n✓ PASSED in 9.0 s ({told}): 1 succeeded\n")
+    assert [line.endswith(f"etl       {told}") for line in listed[1:]] == [True, False, False]
+    assert f", {told}<" in (shell.directory / "page.html").read_text(encoding="utf-8")
     assert ", usually 2.0 s" in (shell.directory / "page.html").read_text(encoding="utf-8")
     assert "usually" not in (shell.directory / "other.html").read_text(encoding="utf-8")

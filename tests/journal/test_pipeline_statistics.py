@@ -20,6 +20,7 @@ from asyncflow import (
 )
 from asyncflow._core.record import replace
 from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.slowness import Slower
 from asyncflow._core.statistics import StepRun
 from asyncflow._core.text import describe_error
 from asyncflow.events import (
@@ -545,6 +546,35 @@ async def test_a_run_usually_takes_the_median_of_the_last_that_passed(journal: A
     assert {run_id: each.usual_ms for run_id, each in summaries.items() if each.usual_ms} == {
         "now": 200.0
     }
+
+
+async def test_a_list_tells_which_runs_were_slow_with_few_reads(
+    journal: Any, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        took_ms = 400.0 if number % 4 == 3 else 100.0
+        run_id, of_run = f"r{number}", passed(took_ms)
+        rerun_of = "r0" if number == 3 else ""
+        start = RunStarted(run_id, 1.0, {"a": ()}, "etl", rerun_of=rerun_of)
+        ended = RunFinished(took_ms + 5, RunStatus.PASSED)
+        await store_segment(journal, run_id, start, *of_run, ended, with_steps=True)
+    records = await journal.runs()
+    reads: list[str] = []
+    read = Store.read
+
+    def noted(store: Store, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        reads.append(sql)
+        return read(store, sql, values)
+
+    monkeypatch.setattr(Store, "read", noted)
+    found = await journal._slower(records)
+    none = await journal._slower([each for each in records if each.latest_ms < 200])
+
+    assert found == {run_id: Slower(105.0, (("a", 300.0),)) for run_id in ("r7", "r11")}
+    assert none == {}
+    assert len(reads) <= 8  # however many runs there are
+    database.query("UPDATE summaries SET data_checksum = 1")
+    assert await journal._slower(records) == {each: Slower(105.0) for each in found}
 
 
 async def test_a_failed_run_says_its_first_error(journal: Any) -> None:

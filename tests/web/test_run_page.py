@@ -307,7 +307,7 @@ async def test_a_page_and_its_parts_say_how_long_a_step_usually_takes(
     async def store(run_id: str, ms: float) -> None:
         begun = RunStarted(run_id, 0.0, {"load": ()}, "etl"), AttemptStarted("load", 1, 0.0)
         ended = StepSucceeded("load", 1, ms, None), RunFinished(ms, RunStatus.PASSED)
-        await store_segment(journal, run_id, *begun, *ended)
+        await store_segment(journal, run_id, *begun, *ended, with_steps=True)
 
     client = make_client(app(journal))
     await store("a", 1_000.0)
@@ -321,6 +321,10 @@ async def test_a_page_and_its_parts_say_how_long_a_step_usually_takes(
     assert "<dd>9.0 s, usually 2.0 s</dd>" in page
     assert "usually 2.0 s" in received["sections"]["details"]
     assert received["sections"]["gantt"] in page
+    told = "usually 2.0 s: load +7.0 s"
+    assert f'9.0 s<span class="dim">, {told}</span>' in received["sections"]["header"]
+    listed = (await client.get("/")).text
+    assert [told in row for row in listed.split("<tr>")[2:]] == [True, False, False]
 
 
 async def test_a_running_run_says_how_long_is_left_on_its_page_and_in_the_list(

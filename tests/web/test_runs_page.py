@@ -12,6 +12,7 @@ import pytest
 from web.runs import Gate, failing, passing, slow
 
 from asyncflow import JournalError, Orchestrator, RunStatus, WorkflowStep
+from asyncflow._core.slowness import Slower
 from asyncflow._views.preview import moment_text
 from asyncflow.journal import QueueStats, SQLiteJournal
 from asyncflow.journal._queries import RunRecord, RunSummary
@@ -50,6 +51,9 @@ class RecordJournal(SQLiteJournal):
         return QueueStats(0, 0, None, 0)
 
     async def summaries(self, records: Any) -> dict[str, RunSummary]:
+        return {}
+
+    async def _slower(self, records: Any) -> dict[str, Slower]:
         return {}
 
 
