@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
 from asyncflow._core.arguments import check_count, check_number, suggests_arguments
+from asyncflow._core.pool_rates import NO_START, CommonPause, CountedStart, Gate
 from asyncflow._core.record import record
 from asyncflow._core.text import safe_text
 
@@ -73,9 +74,6 @@ def _no_clock() -> Clock:
 
 present_clock: Callable[[], Clock] = _no_clock
 """Returns the clock of the caller. The driver sets it: the core neither knows loops nor time."""
-
-_MINUTE_S = 60.0
-"""How long the tokens of an attempt count at most: it may take more than a minute gives now."""
 
 _BURST = 10.0
 """How many retries a budget saves up."""
@@ -234,12 +232,12 @@ class Pool:
         self._keys: KeyedLine | None = None
         """The line instead of that, since an attempt with a key has joined it."""
         self._ages = count()
-        self._gates: WeakKeyDictionary[Any, _Gate] = WeakKeyDictionary()
+        self._gates: WeakKeyDictionary[Any, Gate] = WeakKeyDictionary()
         self._is_gated = self._is_rated
         """Whether an attempt may have to wait although there are slots."""
         self._released: deque[tuple[PoolTicket, bool]] = deque()
         """The slots to take back, and whether each is unused."""
-        self._common_pause: _CommonPause | None = None
+        self._common_pause: CommonPause | None = None
         """The latest pause that counts by all clocks."""
         self._watchers: WeakSet[Watcher] = WeakSet()
         self._is_moving = False
@@ -360,7 +358,7 @@ class Pool:
         clock, pause_s = present_clock(), min(ms, self._max_pause_ms) / 1000
         until_s = clock.now_s() + pause_s
         if clock.is_running is None:
-            self._pause_all(_CommonPause(clock.now_s, until_s, pause_s), clock)
+            self._pause_all(CommonPause(clock.now_s, until_s, pause_s), clock)
         self._pause(clock, until_s, "")
 
     def stats(self) -> PoolStats:
@@ -512,7 +510,7 @@ class Pool:
             self, slots, age=age, tokens=tokens, priority=priority, clock=clock, call=call
         )
         ticket.key, ticket.shown_key, ticket.run = key, shown_key, run
-        ticket.before = _NO_START, _NO_START
+        ticket.before = NO_START, NO_START
         with self._lock:
             self._is_moving = True
             try:
@@ -659,7 +657,7 @@ class Pool:
         self._settle()
         return ticket.has_start
 
-    def _known_gate(self, clock: Clock) -> _Gate | None:
+    def _known_gate(self, clock: Clock) -> Gate | None:
         """Return the gate of a clock, if it has one, after the pause that counts by all clocks."""
         common = self._common_pause
         if common is not None and common.until_s <= common.now_s():
@@ -671,10 +669,10 @@ class Pool:
             gate.pause(clock.now_s() + common.pause_s, "")
         return gate
 
-    def _gate_of(self, clock: Clock) -> _Gate:
+    def _gate_of(self, clock: Clock) -> Gate:
         gate = self._gates.get(clock.key)
         if gate is None:
-            gate = self._gates[clock.key] = _Gate(self._interval_s, self._token_s)
+            gate = self._gates[clock.key] = Gate(self._interval_s, self._token_s)
         return gate
 
     def _look(self, clock: Clock, at_s: float, ticket: PoolTicket | None = None) -> None:
@@ -702,7 +700,7 @@ class Pool:
         for watcher in watchers:
             watcher.note_pause(self)
 
-    def _pause_all(self, pause: _CommonPause, own: Clock) -> None:
+    def _pause_all(self, pause: CommonPause, own: Clock) -> None:
         """Let no attempt start before then, by whatever clock; ``own`` is that of the caller."""
         with self._lock:
             if self._common_pause is not None and self._common_pause.until_s >= pause.until_s:
@@ -775,17 +773,6 @@ def _check_rate(name: str, rate: object) -> None:
         raise ValueError(f"a pool's {name} must be finite and above 0, not {safe_text(str, rate)}")
 
 
-class _CommonPause(NamedTuple):
-    """A pause that counts by all clocks."""
-
-    now_s: Callable[[], float]
-    """The clock by which it was made."""
-    until_s: float
-    """Until when by that clock it counts for a clock that is new to the pool."""
-    pause_s: float
-    """How long it is by any clock."""
-
-
 class PoolPause(NamedTuple):
     """The rest of a pause."""
 
@@ -807,7 +794,7 @@ class PoolTicket:
     """What displays call its key. Those that had to wait have it, and the next."""
     run: object
     """Stands for the run that takes turns with others."""
-    before: tuple[_CountedStart, _CountedStart]
+    before: tuple[CountedStart, CountedStart]
     """The starts that counted when it took its own: for the rate of starts, and of tokens."""
 
     def __init__(
@@ -914,92 +901,6 @@ class PoolTicket:
         # A task that never begins, because its loop was given up, can't release what it was given.
         if self.has_slots:
             self.release(unused=True)
-
-
-class _Gate:
-    """When the attempts of one clock may start: after the pause, and spread evenly."""
-
-    __slots__ = ("common_pause", "paused_by", "paused_until_s", "starts", "tokens", "vouched_s")
-
-    def __init__(self, interval_s: float, token_s: float) -> None:
-        self.paused_until_s = self.vouched_s = -math.inf
-        self.paused_by = ""
-        self.common_pause: _CommonPause | None = None
-        """The latest of these that counts in ``paused_until_s``."""
-        self.starts, self.tokens = _Rate(interval_s), _Rate(token_s, _MINUTE_S)
-
-    def set_rates(self, interval_s: float, token_s: float) -> None:
-        self.starts.set(interval_s)
-        self.tokens.set(token_s)
-
-    def pause(self, until_s: float, by: str) -> bool:
-        """Let nothing start before then; return whether something could have."""
-        if until_s <= self.paused_until_s:
-            return False
-        self.paused_until_s, self.paused_by = until_s, by
-        return True
-
-    def now_s(self, clock: Clock) -> float:
-        """The present time, which is not before one whose timer has fired."""
-        return max(clock.now_s(), self.vouched_s)
-
-    def opens_s(self, ticket: PoolTicket) -> float:
-        opens_s = max(self.paused_until_s, self.starts.opens_s)
-        return max(opens_s, self.tokens.opens_s) if ticket.tokens else opens_s
-
-    def take(self, ticket: PoolTicket) -> None:
-        assert ticket.clock is not None
-        ticket.started_s = self.now_s(ticket.clock)
-        ticket.before = self.starts.take(ticket, 1), self.tokens.take(ticket, ticket.tokens)
-
-    def give_back(self, ticket: PoolTicket) -> None:
-        starts, tokens = ticket.before
-        self.starts.give_back(ticket, starts)
-        self.tokens.give_back(ticket, tokens)
-
-
-class _CountedStart(NamedTuple):
-    """A start that counts against a rate."""
-
-    age: int = -1
-    """That of its ticket."""
-    at_s: float = -math.inf
-    units: float = 0.0
-
-
-_NO_START = _CountedStart()
-
-
-class _Rate:
-    """Spreads evenly what starts: the next may start when what the latest took has passed."""
-
-    __slots__ = ("_latest", "_longest_s", "_unit_s", "opens_s")
-
-    def __init__(self, unit_s: float, longest_s: float = math.inf) -> None:
-        self._unit_s = unit_s
-        self._longest_s = longest_s
-        self._count(_NO_START)
-
-    def _count(self, latest: _CountedStart) -> None:
-        self._latest = latest
-        self.opens_s = latest.at_s + min(latest.units * self._unit_s, self._longest_s)
-
-    def set(self, unit_s: float) -> None:
-        """Let a unit take another time, after the latest start too."""
-        before_s, self._unit_s = self._unit_s, unit_s
-        self._count(self._latest if before_s and unit_s else _NO_START)
-
-    def take(self, ticket: PoolTicket, units: float) -> _CountedStart:
-        """Count a start; return the one that counted until then, for `give_back`."""
-        before = self._latest
-        if self._unit_s and units:
-            self._count(_CountedStart(ticket.age, ticket.started_s, units))
-        return before
-
-    def give_back(self, ticket: PoolTicket, before: _CountedStart) -> None:
-        # One that started later has waited for these units already.
-        if self._latest.age == ticket.age:
-            self._count(before)
 
 
 for _public in (Pool, PoolKeyStats, PoolStats):
