@@ -20,13 +20,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from asyncflow._core.arguments import NO_PARAMETERS, Signature, check_names, is_iterator
 from asyncflow._core.errors import CyclicDependencyError, MissingInputError, shared_by
 from asyncflow._core.record import derived, made_by, record, replace
 from asyncflow._core.step import WorkflowStep, inputs_mapped_over
 from asyncflow._core.text import did_you_mean
+
+if TYPE_CHECKING:
+    from asyncflow._core.pool import Pool
 
 K = TypeVar("K")
 
@@ -93,6 +96,8 @@ class Plan:
     """The steps that have a condition."""
     untiered: frozenset[int] = frozenset()
     """These and all that depend on them: tiers don't wait for them, and they for no tier."""
+    shared_pools: frozenset[Pool] = frozenset()
+    """The pools of its steps that processes share."""
     keeps_waiting: bool = False
     """Whether a run must stay in its process while it waits: what a signal answers would have to be
     made again later, because it is not stored."""
@@ -215,6 +220,7 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
             _check_not_collected(steps[at], [steps[later] for later in dependents[at]])
     chained, flows = _chains(steps, index, mapped)
     signals = frozenset(given.get("signal", ()))
+    pools = {steps[at].pool for at in given.get("pool", ())}
     answered = _reachable(signals, dependencies.__getitem__) if signals else set()
     return Plan(
         *(steps, index, dependencies, dependents, tiers, order, given, cleanups),
@@ -223,6 +229,7 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         flows=flows,
         signals=signals,
         conditional=frozenset(given.get("when", ())),
+        shared_pools=frozenset(pool for pool in pools if pool is not None and pool.shared),
         untiered=frozenset(_reachable(signals, dependents.__getitem__)),
         keeps_waiting=any(_is_unstored(steps[at]) for at in answered),
     )

@@ -39,6 +39,7 @@ from asyncflow._core.text import safe_text
 
 if TYPE_CHECKING:
     from asyncflow._core.pool_keys import KeyedLine
+    from asyncflow._core.pool_shares import Demand, PoolShare
 
 
 class Clock(NamedTuple):
@@ -125,6 +126,9 @@ class PoolStats:
     """How many tokens the attempts that start in a minute may take."""
     keys: tuple[PoolKeyStats, ...]
     """The keys that have slots or wait: those of which there is most, at most 100."""
+    share: int | None
+    """How many of the slots this process may use now, if the pool is ``shared``: 0 while no
+    attempt here needs one. ``None`` if it is not shared."""
 
 
 @suggests_arguments
@@ -172,17 +176,24 @@ class Pool:
             ``None`` (the default) means no such limit: keys just take turns. A key at its limit
             holds up no other, and attempts without a key have no such limit.
         name: What displays call it.
+        shared: Whether its size and its pauses hold over all processes whose runs use the same
+            journal database, which know it by its ``name``. Each process has a share of the slots,
+            by what its attempts need, and asks the database for it about ten times a second while
+            one waits. Each run that uses it must have a journal of `asyncflow.journal`. Without
+            ``shared`` (the default), the pool is one of this process.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range, or both rates are given.
+        ValueError: An argument is out of its range, both rates are given, or a shared pool has no
+            name, or a ``per_key``.
     """
 
     __slots__ = (
         *("_ages", "_budget", "_common_pause", "_era", "_gates", "_in_use", "_is_gated"),
-        *("_is_moving", "_keys", "_largest_size", "_line", "_lock", "_max_pause_ms", "_name"),
-        *("_most_tokens", "_pauses", "_per_key", "_per_minute", "_per_second", "_released"),
-        *("_retry_budget", "_size", "_tokens_per_minute", "_watchers", "__weakref__"),
+        *("_is_moving", "_is_shared", "_keys", "_largest_size", "_limit", "_line", "_lock"),
+        *("_max_pause_ms", "_most_tokens", "_name", "_pauses", "_per_key", "_per_minute"),
+        *("_per_second", "_released", "_retry_budget", "_share", "_size", "_tokens_per_minute"),
+        *("_watchers", "__weakref__"),
     )
 
     def __init__(
@@ -197,6 +208,7 @@ class Pool:
         retry_budget: float | None = None,
         per_key: int | None = None,
         name: str | None = None,
+        shared: bool = False,
     ) -> None:
         _check_size(size)
         _check_rate("per_second", per_second)
@@ -213,6 +225,7 @@ class Pool:
             check_count("a pool's per_key", per_key, 1, kind="an int or None")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"a pool's name must be a str or None, not {type(name).__name__}")
+        _check_shared(shared, name, per_key)
         self._size = self._largest_size = size
         self._per_second: float | None = per_second
         self._per_minute: float | None = per_minute
@@ -224,6 +237,11 @@ class Pool:
         self._retry_budget: float | None = retry_budget
         self._per_key: int | None = per_key
         self._name: str | None = name
+        self._is_shared = shared
+        self._limit = size
+        """How many slots attempts may take now: the size, or less while processes share it."""
+        self._share: PoolShare | None = None
+        """What this process has of it, while runs use it as a shared one."""
         self._budget = _BURST
         self._era = 0
         """How often it has begun anew: slots of an earlier era are not in ``_in_use``."""
@@ -254,6 +272,7 @@ class Pool:
         _check_size(size)
         with self._lock:
             is_larger, self._size = size > self._size, size
+            self._limit = size if self._share is None else min(size, self._limit)
             self._largest_size = max(self._largest_size, size)
             watchers = list(self._watchers) if is_larger else []
         self._settle()
@@ -325,6 +344,11 @@ class Pool:
         return self._name
 
     @property
+    def shared(self) -> bool:
+        """Whether it holds over all processes whose runs use the same journal database."""
+        return self._is_shared
+
+    @property
     def in_use(self) -> int:
         """How many slots are taken."""
         return self._in_use
@@ -378,7 +402,32 @@ class Pool:
             per_minute=self._per_minute,
             tokens_per_minute=self._tokens_per_minute,
             keys=keys,
+            share=self._present_share() if self._is_shared else None,
         )
+
+    def _present_share(self) -> int:
+        with self._lock:
+            if self._share is None:
+                return 0
+            self._share.check_lease()
+            return self._limit
+
+    def _demand(self) -> Demand:
+        """Return what attempts here need of it, as far as it has so much."""
+        from asyncflow._core.pool_shares import Demand  # those that ask have loaded it
+
+        with self._lock:
+            head, waiting = None, 0
+            for ticket in self._waiting_tickets():
+                if ticket.stands_still:
+                    continue
+                head = head or ticket
+                waiting += ticket.slots
+                if self._in_use + waiting >= self._size:
+                    break
+            if self._keys is not None:
+                head = self._keys.next()
+            return Demand(self._in_use, waiting, head)
 
     def _set_rates(
         self, per_second: float | None, per_minute: float | None, tokens: float | None
@@ -426,6 +475,7 @@ class Pool:
         self._in_use = 0
         self._line, self._keys, self._released = [], None, deque()
         self._watchers = WeakSet()
+        self._share, self._limit = None, self._size
 
     @property
     def _interval_s(self) -> float:
@@ -462,7 +512,9 @@ class Pool:
     def _take(self, slots: int = 1) -> PoolTicket | None:
         """Take slots at once, unless something has to be waited for or counted."""
         with self._lock:
-            if self._is_gated or self._line or self._keys or self._in_use + slots > self._size:
+            if self._share is not None:
+                self._share.check_lease()
+            if self._is_gated or self._line or self._keys or self._in_use + slots > self._limit:
                 return None
             self._in_use += slots
             return PoolTicket(self, slots, age=next(self._ages))
@@ -524,6 +576,8 @@ class Pool:
             finally:
                 self._is_moving = False
         self._settle()
+        if self._share is not None and not ticket.has_slots:
+            self._share.ask()
         return ticket
 
     def _settle(self) -> None:
@@ -569,6 +623,8 @@ class Pool:
         An attempt whose event loop was stopped can't start, so it is passed over until that runs.
         """
         at, line, keys = 0, self._line, self._keys
+        if self._share is not None:
+            self._share.check_lease()
         while True:
             if keys is not None:
                 ticket = keys.next()
@@ -578,7 +634,9 @@ class Pool:
                 return
             if ticket is None:
                 return
-            if self._in_use and self._in_use + ticket.slots > self._size:
+            if self._in_use + ticket.slots > self._limit and (
+                self._in_use or self._limit < min(ticket.slots, self._size)
+            ):
                 return
             if ticket.stands_still:
                 if not (ticket._is_passed_over or ticket._tell_to_look()):
@@ -695,10 +753,12 @@ class Pool:
             if not self._gate_of(clock).pause(until_s, by):
                 return
             self._is_gated = True
-            watchers = list(self._watchers)
+            watchers, share = list(self._watchers), self._share
         self._settle()
         for watcher in watchers:
             watcher.note_pause(self)
+        if share is not None:
+            share.note_pause(clock, until_s, by)
 
     def _pause_all(self, pause: CommonPause, own: Clock) -> None:
         """Let no attempt start before then, by whatever clock; ``own`` is that of the caller."""
@@ -755,6 +815,7 @@ class Pool:
             options += [] if value is None else [f"{name}={value:g}"]
         options += [] if self.pauses else ["pauses=False"]
         options += [] if self.name is None else [f"name={self.name!r}"]
+        options += ["shared=True"] if self.shared else []
         state = f"{self._in_use} in use, {self.waiting} waiting"
         return f"<Pool({', '.join(options)}): {state}>"
 
@@ -771,6 +832,21 @@ def _check_rate(name: str, rate: object) -> None:
         raise TypeError(f"a pool's {name} must be a number or None, not {type(rate).__name__}")
     if not 1 / sys.float_info.max < rate <= sys.float_info.max:
         raise ValueError(f"a pool's {name} must be finite and above 0, not {safe_text(str, rate)}")
+
+
+def _check_shared(shared: object, name: str | None, per_key: int | None) -> None:
+    if not isinstance(shared, bool):
+        raise TypeError(f"a pool's shared must be True or False, not {safe_text(repr, shared)}")
+    if shared and not name:
+        raise ValueError(
+            "a shared pool needs a name, by which processes know it: Pool(8, name='openai', "
+            "shared=True)"
+        )
+    if shared and per_key is not None:
+        raise ValueError(
+            "per_key of a shared pool holds in one process only; use two pools: one with "
+            "shared=True, and one with per_key"
+        )
 
 
 class PoolPause(NamedTuple):
@@ -826,6 +902,11 @@ class PoolTicket:
         self.key: str | None = None
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether it is in line."""
+        return not (self._is_done or self.has_slots)
+
+    @property
     def is_gated(self) -> bool:
         """Whether an attempt of the pool may have to wait although there are slots."""
         return self._pool._is_gated
@@ -852,8 +933,10 @@ class PoolTicket:
         pool = self._pool
         if pool._line or pool._keys or pool._is_gated or self._era != pool._era:
             return False
-        if pool._in_use > pool._size:
-            return False  # it has been made smaller
+        if pool._share is not None:
+            pool._share.check_lease()
+        if pool._in_use > pool._limit:
+            return False  # it has been made smaller, or another process is to have the slots
         self.age = next(pool._ages)
         return True
 

@@ -543,7 +543,11 @@ class Permits(Policy):
                 if pause is not None:
                     by = f" by step {pause.by!r}" if pause.by else ""
                     return f"while {pool.title} was paused{by} for another {pause.left_ms:,.0f} ms"
-                if ticket.is_at_limit:
+                if pool._share is not None and not at_limit:
+                    from asyncflow._policies.pool_sharing import why_waiting  # its run has done so
+
+                    at_limit = why_waiting(pool)
+                elif ticket.is_at_limit:
                     at_limit = (
                         f"while key {ticket.shown_key!r} was at its limit in {pool.title} "
                         f"(per_key={pool.per_key})"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -397,17 +398,18 @@ class PlannedPipeline:
 
                 watching = for_run(observers)
             # No variable may hold the run: what it raises holds this frame, and would hold itself.
-            report = await Run(
-                open_scope(request, start, self._state(start), watching, persistence),
-                partial(
-                    policies_of,
-                    observers=watching,
-                    resources=options.resources,
-                    persistence=persistence,
-                    link=link,
-                    may_suspend=not request.stays,
-                ),
-            ).execute()
+            with _sharing(request.plan, persistence):
+                report = await Run(
+                    open_scope(request, start, self._state(start), watching, persistence),
+                    partial(
+                        policies_of,
+                        observers=watching,
+                        resources=options.resources,
+                        persistence=persistence,
+                        link=link,
+                        may_suspend=not request.stays,
+                    ),
+                ).execute()
         finally:
             if persistence is not None and not persistence.has_closed:  # it could not even begin
                 await persistence.close(request.run_id)
@@ -426,6 +428,18 @@ class PlannedPipeline:
             random=_random,
             snapshot=start.snapshot,
         )
+
+
+def _sharing(plan: Plan, persistence: RunPersistence | None) -> AbstractContextManager[object]:
+    """Return what lets a run use the pools that processes share, if it has any."""
+    if not plan.shared_pools:
+        return _NO_SHARING
+    from asyncflow._policies.pool_sharing import sharing  # few runs have one
+
+    return sharing(plan.shared_pools, persistence)
+
+
+_NO_SHARING = nullcontext()
 
 
 def check_engines(steps: Iterable[WorkflowStep]) -> None:

@@ -31,6 +31,8 @@ from asyncflow._core.checkpoints import LARGEST as LARGEST_CHECKPOINT
 from asyncflow._core.comparison import RunComparison
 from asyncflow._core.context import current_run, is_inside_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, RunNotFoundError
+from asyncflow._core.pool import Clock, Pool
+from asyncflow._core.pool_shares import PoolShare
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
@@ -1023,6 +1025,15 @@ class SQLJournal:
     def admits(self, schema: Mapping[str, Any], payload: Payload) -> bool:
         """Whether a signal with such a schema takes a value that was sent. A run calls this."""
         return admits(schema, payload)
+
+    def _share(self, pool: Pool, clock: Clock) -> PoolShare:
+        """Return what this process has of a shared pool, which a run uses until it leaves.
+
+        ``clock`` is the one that real event loops share.
+        """
+        shares = self._worker.shares
+        database = shares if self._reading is self._store else self._name  # each in memory is one
+        return shares.enter(pool, clock, weakref.ref(self), database)
 
     def _queue_of(self, loop: asyncio.AbstractEventLoop) -> CommitQueue:
         with self._lock:

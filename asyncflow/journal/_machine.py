@@ -138,8 +138,8 @@ class LeaseClock:
         """Identifies `boot_s` for the claimants of a lease; ``None`` if they can't share it."""
         return f"{self.machine} {self.boot} {self.namespace}" if self.boot else None
 
-    def is_valid(self, until_s: float, name: str | None, boot_until_s: float | None) -> bool:
-        """Whether a lease has not expired.
+    def left_s(self, until_s: float, name: str | None, boot_until_s: float | None) -> float:
+        """Return in how many seconds a lease expires; 0 or less if it has.
 
         ``name`` is that of the clock of its process. It expires at ``until_s`` by the `wall_s` of
         that process, and at ``boot_until_s`` by its `boot_s`. Only a process on another machine, or
@@ -147,12 +147,12 @@ class LeaseClock:
         """
         if name is not None and boot_until_s is not None:
             if name == self.name:
-                return boot_until_s > self.boot_s()
+                return boot_until_s - self.boot_s()
             machine, _, rest = name.partition(" ")
             boot = rest.partition(" ")[0]
             if self.boot and machine and machine == self.machine and boot != self.boot:
-                return False  # the machine has rebooted, so the process is dead
-        return until_s > self.wall_s()
+                return 0.0  # the machine has rebooted, so the process is dead
+        return until_s - self.wall_s()
 
 
 def this_machine() -> LeaseClock:

@@ -52,6 +52,7 @@ _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
 _DIALECT = {
     "{valid}": "(l.expires_at > {now})",
+    "{left}": "(l.expires_at - {now})",
     "{expiry}": "expires_at = {now} + ?",
     "{lock}": " FOR UPDATE",
     "{like}": "~",

@@ -69,8 +69,9 @@ class Database(Protocol):
         that. ``{like}`` compares a text with a `pattern`. ``{bytes}`` is the function for the size
         of a text, in bytes if that is fast, else in characters. ``{of_runs}``, after a table
         ``events``, lets it be read by the index of the events that are of no step, if the database
-        would not choose that by itself. ``{valid}`` is the condition that a lease
-        ``l`` has not expired, and ``{expiry}`` assigns when it expires: in ``?`` seconds.
+        would not choose that by itself. ``{valid}`` is the condition that a lease ``l`` has not
+        expired, ``{left}`` in how many seconds it does, and ``{expiry}`` assigns when: in ``?``
+        seconds.
         """
         ...
 

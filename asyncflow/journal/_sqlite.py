@@ -49,6 +49,10 @@ _APPLICATION = 0x61737966
 # Without a second tree for row ids; SQLite before 3.37 does not know strict tables.
 _OF_TABLE = "WITHOUT ROWID, STRICT" if sqlite3.sqlite_version_info >= (3, 37) else "WITHOUT ROWID"
 
+_EXPIRES = (
+    "IFNULL(CAST(l.expires_at AS REAL), 0), CAST(l.clock AS BLOB), CAST(l.boot_expires_at AS REAL)"
+)
+
 _DIALECT = {
     "{now}": "asyncflow_now()",
     "{lock}": "",
@@ -57,8 +61,8 @@ _DIALECT = {
     "{of_runs}": "INDEXED BY events_of_runs",
     # Where SQLite has it, it reads no more than the size.
     "{bytes}": "octet_length" if sqlite3.sqlite_version_info >= (3, 43) else "length",
-    "{valid}": "asyncflow_is_valid(IFNULL(CAST(l.expires_at AS REAL), 0), CAST(l.clock AS BLOB), "
-    "CAST(l.boot_expires_at AS REAL))",
+    "{valid}": f"asyncflow_left({_EXPIRES}) > 0",
+    "{left}": f"asyncflow_left({_EXPIRES})",
     "{expiry}": "(expires_at, clock, boot_expires_at) = (SELECT asyncflow_now() + lease_s, "
     "asyncflow_clock(), asyncflow_boot_now() + lease_s FROM (SELECT ? AS lease_s))",
 }
@@ -264,16 +268,16 @@ class SQLite:
     def _add_functions(self, connection: sqlite3.Connection) -> None:
         clock = self._clock
 
-        def is_valid(until_s: float, name: bytes | None, boot_until_s: float | None) -> bool:
+        def left_s(until_s: float, name: bytes | None, boot_until_s: float | None) -> float:
             # Converted, because a damaged lease must not make the list of runs unreadable.
             text = None if name is None else name.decode(errors="replace")
-            return clock.is_valid(until_s, text, boot_until_s)
+            return clock.left_s(until_s, text, boot_until_s)
 
         for name, count, function in (
             ("now", 0, clock.wall_s),
             ("boot_now", 0, clock.boot_s),
             ("clock", 0, lambda: clock.name),
-            ("is_valid", 3, is_valid),
+            ("left", 3, left_s),
         ):
             # Deterministic within one statement, so that they are not called for each row.
             connection.create_function(f"asyncflow_{name}", count, function, deterministic=True)

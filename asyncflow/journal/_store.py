@@ -22,6 +22,8 @@ They are the same for every database, as are those that read many runs
   (`asyncflow.journal._checkpoints`).
 - `summaries` has what lists say of a run whose latest segment has ended
   (`asyncflow.journal._summaries`).
+- `pools` and `shares` say how many slots processes have of pools that they share, and until when
+  these are paused (`asyncflow.journal._shares`).
 - `cached_results` names the event with the latest success of each call of a step with ``cache_ms``
   (`asyncflow.journal._cached`).
 

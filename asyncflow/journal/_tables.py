@@ -76,6 +76,17 @@ TABLES = {
         "attempts INTEGER NOT NULL, duration_ms REAL NOT NULL, stored_at REAL NOT NULL, "
         "checksum INTEGER NOT NULL"
     ),
+    # Both expire as leases do: a pause of a pool, and what a process has of it.
+    "pools": (
+        "pool TEXT PRIMARY KEY, paused_by TEXT NOT NULL, expires_at REAL NOT NULL, clock TEXT, "
+        "boot_expires_at REAL"
+    ),
+    "shares": (
+        "pool TEXT NOT NULL, process TEXT NOT NULL, demand INTEGER NOT NULL, "
+        "granted INTEGER NOT NULL, least INTEGER NOT NULL, since REAL NOT NULL, "
+        "size INTEGER NOT NULL, expires_at REAL NOT NULL, clock TEXT, boot_expires_at REAL, "
+        "PRIMARY KEY (pool, process)"
+    ),
 }
 """The columns of each table."""
 

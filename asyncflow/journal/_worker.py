@@ -34,6 +34,7 @@ from asyncflow.journal._keys import CancelCause, RunKey
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, last_positions, latest_only
 from asyncflow.journal._queue import Queue
+from asyncflow.journal._shares import Shares
 from asyncflow.journal._signals import SentSignal, Signals
 from asyncflow.journal._sql import DatabaseChangedError, virtual_now
 from asyncflow.journal._store import Claim, CommitBatch, Store
@@ -124,6 +125,7 @@ class JournalWorker:
         self.thread = WorkerThread(self.name, self.tick)
         self._signals = Signals(store)
         self._queue = Queue(store)
+        self.shares = Shares(store.database, claim, self.thread, self.call)
         self._claim = claim
         self.claim_run = Shared(self.thread, self._claim_all)
         self.send_signal = Shared(self.thread, self._send_all)
@@ -292,7 +294,11 @@ class JournalWorker:
     # --- between jobs ---------------------------------------------------------------------------
 
     def tick(self) -> float | None:
-        """Renew leases and poll for cancel requests when due; return the seconds to the next."""
+        """Renew leases and poll for cancel requests when due, and see to shares of pools.
+
+        Return the seconds to the next time.
+        """
+        shares_s = self.shares.poll()
         now = time.monotonic()
         if self._leases and now >= self._renew_at:
             self._renew_at = now + self._claim.lease_s / 3
@@ -303,8 +309,10 @@ class JournalWorker:
                 self._request_cancel(self.call(self.store.cancelled))
                 self._tell_signals(self.call(self._signals.signalled))
         self._report_ends()  # a loop may have stopped
-        due = min(self._renew_at, self._poll_at)
-        return max(0.0, due - time.monotonic()) if self._leases else None
+        if not self._leases:
+            return shares_s
+        leases_s = max(0.0, min(self._renew_at, self._poll_at) - time.monotonic())
+        return leases_s if shares_s is None else min(leases_s, shares_s)
 
     def _renew(self, now: float) -> None:
         for lease in list(self._leases.values()):
@@ -459,6 +467,7 @@ class JournalWorker:
             self._end(lease, JournalError(self.name, problem))
             if lease.loop.is_closed():
                 lease.let_go()
+        self.shares.close()
         self.store.database.close()
 
 

@@ -1,0 +1,351 @@
+"""What a process has of a pool that processes share, and when it must ask their database for more.
+
+Rules:
+
+1. The slots that are granted to live processes never add up to more than the size. A process raises
+   its own number by what the others leave, while no other can change one; only it lowers it.
+2. A process starts attempts while they take no more than what is granted to it and than its fair
+   part. It holds on to what it runs and to its fair part, and leaves the rest. So one whose line is
+   never empty still gives slots back: at the end of an attempt, instead of starting the next.
+3. Parts are fair by demand: a process has what it demands, or as much as any that has less than it
+   demands. What nobody demands is divided equally. Odd slots take turns.
+4. It starts nothing after its lease has ended by its own clock, which started before that of the
+   database. Nothing of this is on the way of an attempt, but a look at that clock.
+5. A process that neither runs an attempt nor lets one wait has no row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import ref
+
+if TYPE_CHECKING:
+    from asyncflow._core.pool import Clock, Pool, PoolTicket
+
+TICK_S = 0.1
+"""How often a process asks for its share while attempts wait."""
+_SPARE_S = 1.0
+"""How often it looks whether another process has come while it has more than it runs."""
+_LATE_S = 1.0
+"""How long a database may take to answer before people hear that it does not."""
+_TURN_S = 0.5
+"""How long a process has an odd slot."""
+
+
+class ShareRow(NamedTuple):
+    """What the database knows of a process that uses a pool."""
+
+    process: str
+    demand: int
+    """How many slots it could fill now."""
+    granted: int
+    least: int
+    """How many slots the next attempt in its line needs; 0 if none waits."""
+    since: float
+    """When that became the next, by the clock of the database."""
+    size: int
+    """How many slots the pool has, as this process says."""
+
+
+def fair_parts(size: int, rows: Collection[ShareRow], now: float) -> dict[str, int]:
+    """Return how many slots each process may have; they add up to no more than ``size``.
+
+    First each gets what its next attempt needs: a process that gets less than that gets none.
+    Processes take turns to be the first. One whose next attempt has waited for longer than a round
+    of that goes before all others until it is served: its turn may end before slots are free, or
+    before there are as many as it needs. ``now`` is by the clock of the database.
+    """
+    in_order = sorted(rows)
+    first = int(now / _TURN_S) % len(in_order)
+    in_order = in_order[first:] + in_order[:first]
+    parts, left = dict.fromkeys((row.process for row in rows), 0), size
+    late = now - (len(in_order) + 1) * _TURN_S
+    for row in sorted(in_order, key=lambda row: min(row.since, late)):
+        least = min(row.least, size)
+        if least <= left:
+            parts[row.process] = least
+            left -= least
+        else:
+            in_order.remove(row)
+    demands = {row.process: min(row.demand, size) for row in in_order}
+    level = _level(size, demands, parts)
+    for process, demand in demands.items():
+        parts[process] = max(parts[process], min(demand, level))
+    left = size - sum(parts.values())
+    for process, demand in demands.items():  # these are more than there are slots left
+        if left and parts[process] == level < demand:
+            parts[process] += 1
+            left -= 1
+    if in_order:
+        each, odd = divmod(left, len(in_order))
+        for at, process in enumerate(demands):
+            parts[process] += each + (at < odd)
+    return parts
+
+
+def _level(size: int, demands: Mapping[str, int], floors: Mapping[str, int]) -> int:
+    """Return up to how many slots each demand can be met."""
+    low, high = 0, max(demands.values(), default=0)
+    while low < high:
+        level = (low + high + 1) // 2
+        if sum(max(floors[each], min(demand, level)) for each, demand in demands.items()) <= size:
+            low = level
+        else:
+            high = level - 1
+    return low
+
+
+class Demand(NamedTuple):
+    """What the attempts of this process need of a pool."""
+
+    in_use: int
+    waiting: int
+    """How many slots those that wait need, as far as the pool has so many."""
+    head: PoolTicket | None
+    """The next one."""
+
+
+_NO_DEMAND = Demand(0, 0, None)
+
+
+class Negotiated(NamedTuple):
+    """What a process is about to have."""
+
+    row: ShareRow
+    part: int
+    """Its fair part."""
+    in_use: int
+    has_others: bool
+    """Whether other processes have a row."""
+
+
+class PoolShare:
+    """What this process has of a pool that others use too.
+
+    A journal moves it: it calls `negotiate` while it has locked the pool in its database, and then
+    `settle`, or `fail`. ``wake`` lets it see `due_s` soon, and ``clock`` is the one that real event
+    loops share. ``journal`` and ``database`` say whose it is: two journals may have one database.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        clock: Clock,
+        journal: ref[Any],
+        database: object,
+        wake: Callable[[], object],
+    ) -> None:
+        self.pool = pool
+        self.journal = journal
+        self.database = database
+        self._clock = clock
+        self._wake = wake
+        self.runs = 0
+        """How many runs use it."""
+        self.row: ShareRow | None = None
+        """What the database has, as far as this process knows."""
+        self.limit = 0
+        """How many slots attempts may take here while the lease holds."""
+        self.until_s = -math.inf
+        """When the lease ends."""
+        self.failing_since_s: float | None = None
+        """When the first of the latest negotiations began, if they have failed."""
+        self.is_closed = False
+        """Whether its journal is closed."""
+        self._tried_s = -math.inf
+        self._told_in_use = 0
+        self._has_others = self._is_asking = self._is_trying = False
+        self._head: PoolTicket | None = None
+        self._since: float | None = None
+        """When that became the next, by the clock of the database."""
+        self.paused_until_s = -math.inf
+        """Until when the pool is paused, as far as this has told that or was told."""
+        self.paused_by = ""
+        self.must_tell_pause = False
+
+    # The pool calls these.
+
+    def check_lease(self) -> None:
+        """Let nothing start once the lease has ended. The pool is locked."""
+        if self._clock.now_s() >= self.until_s:
+            self.limit = self.pool._limit = 0
+
+    def ask(self) -> None:
+        """Let the journal learn soon that an attempt waits."""
+        if not self._is_asking:
+            self._is_asking = True
+            self._wake()
+
+    def note_pause(self, clock: Clock, until_s: float, by: str) -> None:
+        """Tell the other processes of a pause that has begun here."""
+        if clock.key is self._clock.key and until_s > self.paused_until_s:
+            self.paused_until_s, self.paused_by, self.must_tell_pause = until_s, by, True
+            self._wake()
+
+    # Runs.
+
+    @property
+    def is_short(self) -> bool:
+        """Whether attempts wait here although the pool might have slots for them elsewhere."""
+        pool = self.pool
+        with pool._lock:
+            self.check_lease()
+            demand = self.demand()
+            return (
+                bool(demand.waiting)
+                and self.limit < pool._size
+                and (demand.head is None or demand.in_use + demand.head.slots > self.limit)
+            )
+
+    def enter(self) -> None:
+        """Let a run use the pool by this share."""
+        with self.pool._lock:
+            self.runs += 1
+            self.pool._share, self.pool._limit = self, self.limit
+
+    def leave(self) -> None:
+        """Note that a run has ended."""
+        with self.pool._lock:
+            self.runs -= 1
+            self._let_go()
+        self._wake()
+
+    def _let_go(self) -> None:
+        """Let the pool be an ordinary one again if nothing here uses it. The pool is locked."""
+        pool = self.pool
+        if not self.runs and pool._share is self and not pool._in_use:
+            pool._share, pool._limit = None, pool._size
+
+    # The journal calls the others.
+
+    def now_s(self) -> float:
+        """The present by the clock of the lease."""
+        return self._clock.now_s()
+
+    def begin(self) -> float:
+        """Note that the journal is about to negotiate; return the present."""
+        self._tried_s, self._is_trying = self.now_s(), True
+        return self._tried_s
+
+    @property
+    def away_since_s(self) -> float | None:
+        """Since when the database has not answered, if it does not."""
+        is_late = self._is_trying and self.now_s() - self._tried_s > _LATE_S
+        return self._tried_s if is_late and self.failing_since_s is None else self.failing_since_s
+
+    @property
+    def has_demand(self) -> bool:
+        """Whether an attempt here runs or waits."""
+        demand = self.demand()
+        return bool(demand.in_use or demand.waiting)
+
+    def demand(self) -> Demand:
+        """Return what attempts need."""
+        return self.pool._demand() if self.pool._share is self else _NO_DEMAND
+
+    def due_s(self, lease_s: float) -> float:
+        """Return when to negotiate next; infinite if nothing is to be said."""
+        demand, row = self.demand(), self.row
+        tick_s = min(TICK_S, lease_s / 3)
+        soon_s = self._tried_s + tick_s
+        if self.failing_since_s is not None:
+            soon_s = self._tried_s + min(max(tick_s, lease_s / 10), 1.0)
+        elif self.must_tell_pause:
+            return -math.inf
+        if not (demand.in_use or demand.waiting):
+            return math.inf if row is None else soon_s
+        if row is None or demand.waiting or row.size != self.pool._size:
+            return soon_s
+        if demand.in_use >= row.granted:
+            return self._tried_s + lease_s / 3
+        if self._has_others and demand.in_use < self._told_in_use:
+            return soon_s  # another may wait for what has become free
+        return max(soon_s, self._tried_s + min(_SPARE_S, lease_s / 3))
+
+    def negotiate(self, process: str, rows: Sequence[ShareRow], now: float) -> Negotiated | None:
+        """Return what the process is to have; ``None`` if it needs nothing.
+
+        ``rows`` are the live ones, and ``now`` is the present by the clock of the database. From
+        now on nothing starts beyond that: what this tells the others, they may rely on.
+        """
+        pool = self.pool
+        with pool._lock:
+            pool._is_moving = True  # the collector may release slots, and no other may get them
+            try:
+                return self._negotiate(process, rows, now)
+            finally:
+                pool._is_moving = False
+
+    def _negotiate(self, process: str, rows: Sequence[ShareRow], now: float) -> Negotiated | None:
+        pool, demand = self.pool, self.demand()
+        others = [row for row in rows if row.process != process]
+        before = next((row.granted for row in rows if row.process == process), 0)
+        if not (demand.in_use or demand.waiting):
+            self._lower(0)
+            self._let_go()
+            return None
+        if demand.head is None:
+            self._since = None if self.row is None else self.row.since  # of no meaning
+        elif self._head is None or not self._head.is_waiting:
+            self._since = None
+        self._head = demand.head
+        if self._since is None:
+            self._since = now
+        size = min([pool._size, *(each.size for each in others)])
+        row = ShareRow(
+            process,
+            demand=min(demand.in_use + demand.waiting, size),
+            granted=before,
+            least=0 if demand.head is None else min(demand.head.slots, size),
+            since=self._since,
+            size=pool._size,
+        )
+        part = fair_parts(size, [row, *others], now)[process]
+        self._lower(part)
+        left = size - sum(each.granted for each in others)
+        kept = min(demand.in_use, before)
+        granted = max(kept, min(max(demand.in_use, part), left))
+        return Negotiated(row._replace(granted=granted), part, demand.in_use, bool(others))
+
+    def _lower(self, limit: int) -> None:
+        self.limit = min(self.limit, limit)
+        if self.pool._share is self:
+            self.pool._limit = self.limit
+
+    def settle(self, had: Negotiated | None, until_s: float) -> None:
+        """Take what was negotiated, which the database has until then by the own clock."""
+        pool = self.pool
+        with pool._lock:
+            self.failing_since_s = None
+            self._is_asking = self._is_trying = False
+            self.row, self.limit, self.until_s = None, 0, until_s
+            if had is not None:
+                self.row, self._told_in_use = had.row, had.in_use
+                self._has_others = had.has_others
+                self.limit = min(had.row.granted, had.part, pool._size)
+            if pool._share is self:
+                pool._limit = self.limit
+        pool._settle()
+
+    def fail(self) -> None:
+        """Note that the database could not be reached: what it has is as it was, or negotiated."""
+        if self.failing_since_s is None:
+            self.failing_since_s = self._tried_s
+        self._is_asking = self._is_trying = False
+
+    def hear_pause(self, left_s: float, by: str) -> None:
+        """Pause the pool, since another process has."""
+        now_s = self.now_s()
+        until_s = now_s + left_s
+        if left_s > 0 and until_s > self.paused_until_s + 0.001:
+            self.paused_until_s = until_s
+            self.pool._pause(self._clock, until_s, by)
+
+    def close(self) -> None:
+        """End the lease: its journal is closed."""
+        with self.pool._lock:
+            self.is_closed, self.until_s = True, -math.inf
+            self._lower(0)
+            self._let_go()

@@ -1,0 +1,115 @@
+"""Lets the runs of this process use pools that processes share, by the database of their journal.
+
+Under a virtual clock, such a pool is an ordinary one, with or without a journal: the lease of a
+share could not follow that clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from asyncflow._core.pool import Clock, Pool
+from asyncflow._kernel.asyncio_compat import has_virtual_time
+
+if TYPE_CHECKING:
+    from asyncflow._core.pool_shares import PoolShare
+    from asyncflow._policies.durable import RunPersistence
+
+_CLOCK = Clock(time.monotonic, time.monotonic)
+"""The one that real event loops share, as `asyncflow._policies.pool_clock` has it."""
+
+_lock = threading.Lock()
+_used: dict[tuple[object, str], PoolShare] = {}
+"""The shares that runs of this process use, by their database and the name of their pool."""
+
+
+def _begin_in_child() -> None:
+    """Let a forked process have no share."""
+    global _lock  # a thread that is gone may have held it
+    _lock = threading.Lock()
+    _used.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_begin_in_child)
+
+
+@contextmanager
+def sharing(pools: Collection[Pool], persistence: RunPersistence | None) -> Iterator[None]:
+    """Let a run use shared pools within the block.
+
+    Raises:
+        ValueError: It has no journal, or other runs use one of the pools with another journal, or
+            another pool of that name.
+        TypeError: Its journal can't say how many slots each process has.
+    """
+    if has_virtual_time(asyncio.get_running_loop()):
+        yield
+        return
+    with ExitStack() as entered:
+        for pool in pools:
+            entered.callback(_leave, _enter(pool, persistence))
+        yield
+
+
+def _enter(pool: Pool, persistence: RunPersistence | None) -> PoolShare:
+    if persistence is None:
+        raise ValueError(
+            f"{pool.title} is shared, so a run that uses it needs a journal, whose database says "
+            "how many slots each process has: give it one by with_options(journal=...), or make "
+            "the pool without shared=True"
+        )
+    journal = persistence.journal
+    enter: Callable[[Pool, Clock], PoolShare] | None = getattr(journal, "_share", None)
+    if enter is None:
+        raise TypeError(
+            f"{pool.title} is shared, which needs a journal of asyncflow.journal: "
+            f"{type(journal).__name__} can't say how many slots each process has"
+        )
+    with _lock:
+        before = pool._share
+        if before is not None and before.runs and before.journal() is not journal:
+            raise ValueError(
+                f"{pool.title} is shared in the database of another journal, with which other runs "
+                "use it: wait until these have ended, or give both the same journal object"
+            )
+        share = enter(pool, _CLOCK)
+        other = _used.setdefault(_key(share), share)
+        if other.pool is not pool:
+            share.leave()
+            raise ValueError(
+                f"another Pool object that is shared as {pool.name!r} is used by other runs of "
+                "this process, and neither sees the line of the other one: share one object, such "
+                "as at the top of a module, or give them two names"
+            )
+        return share
+
+
+def _leave(share: PoolShare) -> None:
+    with _lock:
+        share.leave()
+        if not share.runs and _used.get(_key(share)) is share:
+            del _used[_key(share)]
+
+
+def _key(share: PoolShare) -> tuple[object, str]:
+    return share.database, share.pool.name or ""
+
+
+def why_waiting(pool: Pool) -> str:
+    """Return why attempts wait for the share of a pool, as an end of a sentence; empty if not."""
+    share = pool._share
+    if share is None or not share.is_short:
+        return ""
+    away = ""
+    away_since_s = share.away_since_s
+    if away_since_s is not None:
+        since = time.localtime(time.time() - (time.monotonic() - away_since_s))
+        away = time.strftime(" (database unreachable since %Y-%m-%d %H:%M:%S)", since)
+    return f"while it waits for its share of {pool.title}{away}"
