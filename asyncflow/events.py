@@ -352,6 +352,8 @@ class StepWaiting:
     """How many milliseconds after that its deadline expires, if it has one."""
     refused: str = ""
     """Why a value that was sent does not count, if this segment has refused one."""
+    description: str = ""
+    """What is asked, as it was when the wait began; empty if nothing says it."""
     item: ClassVar[None] = None
     attempt: ClassVar[None] = None
     level: ClassVar[int] = INFO

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 from asyncflow._core.graph import ForwardOutputs
-from asyncflow._core.step import WorkflowStep, inputs_mapped_over
+from asyncflow._core.step import WorkflowStep, inputs_mapped_over, taker_of
 
 
 def output_type(step: WorkflowStep) -> Any:
@@ -59,10 +59,10 @@ def input_types(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) ->
 
 
 def parameter_types(step: WorkflowStep, names: Collection[str]) -> dict[str, Any]:
-    """Return the types of these parameters of a step's action."""
+    """Return the types of these parameters of what takes the data of a step."""
     if not names:
         return {}
-    annotations = _annotations_of(_function_of(step.action))
+    annotations = _annotations_of(_function_of(taker_of(step.action)))
     return {name: annotations.get(name, Any) for name in names}
 
 

@@ -282,6 +282,8 @@ class Signature:
     """Whether there is a ``**kwargs``."""
     bound: frozenset[str] = frozenset()
     """Those that a `functools.partial` has bound."""
+    is_data: bool = True
+    """Whether they decide if a stored result is valid: not those of the description of a signal."""
 
 
 NO_PARAMETERS = Signature()

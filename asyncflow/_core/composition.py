@@ -41,6 +41,7 @@ from asyncflow._core.step import (
     check_of_items,
     inputs_mapped_over,
     parameters_of,
+    taker_of,
 )
 from asyncflow._core.text import did_you_mean
 
@@ -62,7 +63,7 @@ class DeclaredStep:
         """Return the outputs that the action's parameters ask for and no mapping overrides."""
         return {
             parameter: upstream
-            for parameter, upstream in upstream_defaults(self.function).items()
+            for parameter, upstream in upstream_defaults(taker_of(self.function)).items()
             if not isinstance(self.depends_on, dict) or parameter not in self.depends_on
         }
 

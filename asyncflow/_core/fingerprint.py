@@ -35,6 +35,8 @@ def difference(stored: tuple[str, str], now: tuple[str, str]) -> str | None:
 
 def _data_of(step: WorkflowStep, resources: Collection[str]) -> str:
     """Return which data a step's action takes, without resources: ``(rows=extract, url)``."""
+    if not step.signature.is_data:
+        return "()"
     source_of, names = dict(step.parameters), step.signature.names
     taken = [f"{p}={source_of[p]}" if p in source_of else p for p in names if p not in resources]
     if step.signature.takes_kwargs and step.depends_on:

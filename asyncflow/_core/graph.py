@@ -501,6 +501,11 @@ def _binding(
                 _check_single_source(step, parameter, inputs, plan.resources)
             sources.append((parameter, source))
         elif parameter in plan.resources:
+            if not accepts.is_data:
+                raise ValueError(
+                    f"the description of step {step.name!r} takes resource {parameter!r}, which "
+                    "may not be open when the step begins to wait; let a step before it take that"
+                )
             if accepts is step.signature:
                 _check_same_process(step, parameter)
             sources.append((parameter, parameter))
@@ -521,6 +526,7 @@ def _nothing_provides(
     step: WorkflowStep, accepts: Signature, parameter: str, plan: Plan, known: list[str]
 ) -> ValueError:
     of_what = "the condition of " if accepts is step.condition else ""
+    of_what = of_what if accepts.is_data else "the description of "
     taker = f"{of_what}step {step.name!r}"
     for received, name in step.parameters:
         if name == parameter:

@@ -355,6 +355,7 @@ class StoredRun:
             event = replace(event, at_ms=before.at_ms)
         self.waits[event.step], step.wait = event, SignalWait(event.at_ms)
         step.waiting_since, step.waiting_until = event.since, event.until
+        step.description = event.description
 
     def _on_signal_received(self, event: events.SignalReceived) -> None:
         self.steps[event.step].answer = event
@@ -803,7 +804,7 @@ def _restore(step: StepView, before: StepView) -> None:
     step.output, step.error = before.output, before.error
     step.reason, step.by_condition = before.reason, before.by_condition
     step.item_count, step.tally = before.item_count, before.tally
-    step.answer = before.answer
+    step.answer, step.description = before.answer, before.description
     step.origin, step.origin_ms = before.origin, before.origin_ms
     step.origin_attempts, step.keeps_outputs = before.origin_attempts, before.keeps_outputs
     step.wait = before.wait

@@ -293,7 +293,8 @@ def _judge(
         if afresh and known[name, None].status is StepStatus.SKIPPED
     }
     restored = {name: None for name in valid if name not in asked_again}
-    recalled = _recalled(plan, restored, not_stored, bindings)
+    asked = run.waits.keys() - outdated.keys()  # what was to be known for that was known
+    recalled = _recalled(plan, restored, not_stored, bindings, asked)
     void = _void_answers(plan, recalled) - reasons.keys()
     if void:
         # What these let run may need other outputs that were not stored.
@@ -479,14 +480,18 @@ def _recalled(
     restored: Mapping[str, None],
     not_stored: Collection[str],
     bindings: Bindings,
+    asked: Collection[str],
 ) -> tuple[str, ...]:
-    """Return the steps whose outputs were not stored and which steps that run need."""
+    """Return the steps whose outputs were not stored and which steps that run need.
+
+    Those that have ``asked`` for their signals need none.
+    """
     recalled, needed = [], set()
     for index in reversed(plan.order):
         step = plan.steps[index]
         if index in needed and step.name in not_stored:
             recalled.append(step.name)
-        elif step.name in restored:
+        elif step.name in restored or step.name in asked:
             continue
         for source in bindings.sources(index):
             if source == ITEM:

@@ -40,6 +40,7 @@ from typing import (
     overload,
 )
 
+from asyncflow._core.arguments import is_async
 from asyncflow._core.errors import MissingExtraError
 from asyncflow._core.text import safe_text
 from asyncflow._core.value_size import extent, safe_repr
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Description: TypeAlias = str | Callable[..., str]
+"""What is asked; a function returns it when the wait begins."""
+
 Shape: TypeAlias = str | Mapping[str, Any]
 """The name of a class, or an object with one key; an empty one is plain data."""
 
@@ -59,6 +63,9 @@ SHAPE = "x-python-type"
 
 _LONGEST_SENDER, _LONGEST_NOTE = 200, 10_000
 """How many characters the name of a sender and a note have at most."""
+
+LONGEST_DESCRIPTION = 10_000
+"""How many characters are stored of what is asked."""
 
 
 class Signal(Generic[T]):
@@ -70,18 +77,34 @@ class Signal(Generic[T]):
     Args:
         hint: The type of the value, as an annotation: ``bool``, ``list[str]``, a dataclass.
         name: What it is called where it is shown.
+        description: What is asked: a text of at most 10,000 characters, or a plain function that
+            returns one, as for `Pipeline.signal`; ``None`` (the default) for nothing.
 
     Raises:
-        TypeError: It is no type, or one that msgspec, if it is installed, makes no schema of.
+        TypeError: It is no type, or one that msgspec, if it is installed, makes no schema of; or
+            the description is neither a text nor a plain function.
+        ValueError: The description is too long.
     """
 
     @overload
-    def __init__(self, hint: TypeForm[T], name: str = "signal") -> None: ...
+    def __init__(
+        self, hint: TypeForm[T], name: str = "signal", *, description: Description | None = None
+    ) -> None: ...
     @overload  # what an older type checker takes for no type, as Literal["yes", "no"]
-    def __init__(self: Signal[Any], hint: Any, name: str = "signal") -> None: ...
-    def __init__(self, hint: Any, name: str = "signal") -> None:
+    def __init__(
+        self: Signal[Any],
+        hint: Any,
+        name: str = "signal",
+        *,
+        description: Description | None = None,
+    ) -> None: ...
+    def __init__(
+        self, hint: Any, name: str = "signal", *, description: Description | None = None
+    ) -> None:
         self.type = hint
         self.__name__ = name
+        _check_description(f"signal {name!r}: description", description)
+        self.description = description
         try:
             self._shape, types = shape_of(hint), _types()
             self._schema: Mapping[str, Any] = types.schema_of_signal(hint) if types else {}
@@ -95,6 +118,23 @@ class Signal(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<signal {self.__name__}: {type_text(self.type)}>"
+
+
+def _check_description(what: str, description: object) -> None:
+    if callable(description):
+        if is_async(description):
+            raise TypeError(
+                f"{what} must be a plain function; what has to be awaited belongs in a step before "
+                "it"
+            )
+    elif not isinstance(description, str | None):
+        raise TypeError(
+            f"{what} must be a str, a plain function or None, not {type(description).__name__}"
+        )
+    elif description is not None and len(description) > LONGEST_DESCRIPTION:
+        raise ValueError(
+            f"{what} must have at most {LONGEST_DESCRIPTION:,} characters, not {len(description):,}"
+        )
 
 
 def take(signal: Signal[T], name: str, value: Any) -> T:

@@ -240,7 +240,7 @@ class WorkflowStep:
     keep_outputs: bool
     parameters: tuple[tuple[str, str], ...]
     signature: Signature = derived()
-    """The parameters that the action can be given."""
+    """The parameters that the action can be given, or the description of a signal."""
     condition: Signature = derived()
     """The parameters that ``when`` can be given."""
     timeout_s: float | None = derived()
@@ -403,7 +403,7 @@ class WorkflowStep:
         fill(self, "tolerated_failures", tolerated_failures)
         fill(self, "keep_outputs", keep_outputs)
         fill(self, "parameters", _checked_parameters(name, parameters))
-        fill(self, "signature", signature_of(name, action))
+        fill(self, "signature", _signature_of(name, action))
         condition = NO_PARAMETERS if when is None else signature_of(name, when, "condition")
         fill(self, "condition", condition)
         fill(self, "signal", signal)
@@ -783,6 +783,19 @@ def _check_when(name: str, when: object) -> None:
             f"step {name!r}: when must be a plain function; if it has to await something, make "
             "that a step of its own and take its output here"
         )
+
+
+def _signature_of(name: str, action: Action) -> Signature:
+    taker = taker_of(action)
+    if taker is action:
+        return signature_of(name, action)
+    return replace(signature_of(name, taker, "description"), is_data=False)
+
+
+def taker_of(action: Action) -> Callable[..., Any]:
+    """Return what takes the data of a step: its action, or the description of its signal."""
+    signal = _as_signal(action)
+    return signal.description if signal is not None and callable(signal.description) else action
 
 
 def _as_signal(action: object) -> Signal[Any] | None:

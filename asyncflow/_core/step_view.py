@@ -176,6 +176,8 @@ class StepView:
     """When its turn came, in seconds since the epoch, if it waits for a signal."""
     waiting_until: float | None = None
     """When its deadline expires, in seconds since the epoch, if it waits and has one."""
+    description: str = ""
+    """What it asks, if it waits for a signal or has done so."""
     answer: SignalReceived | None = None
     """What its output was sent with, if it is that of a signal."""
     wait: SignalWait | None = None

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.errors import (
     JournalError,
     PayloadError,
@@ -26,11 +27,12 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.results import Payload, SignalAnswer, StepStatus
 from asyncflow._core.same_value import is_same_value
-from asyncflow._core.signal import take
+from asyncflow._core.signal import LONGEST_DESCRIPTION, take
 from asyncflow._core.step import WorkflowStep
-from asyncflow._core.text import did_you_mean, safe_text
-from asyncflow._kernel.asyncio_compat import wall_clock
-from asyncflow._kernel.outcome import step_succeeded
+from asyncflow._core.text import cut, describe_error, did_you_mean, safe_text
+from asyncflow._core.tracebacks import strip_internal_frames
+from asyncflow._kernel.asyncio_compat import FAILURES, wall_clock
+from asyncflow._kernel.outcome import raised_by, step_succeeded
 from asyncflow._kernel.policy import Causes, Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow._policies.durable import RunPersistence, SignalSession
@@ -47,6 +49,14 @@ _IS_LATE = "comes too late: its deadline has expired"
 _HAS_ANOTHER = "has another value already; the first one counts"
 
 _log = logging.getLogger("asyncflow")
+
+
+def _asked(describe: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """Return what a function says is asked; raise what it raises, or `TypeError`."""
+    text = reject_awaitable("it", describe(**arguments))
+    if not isinstance(text, str):
+        raise TypeError(f"it must return a str, not {type(text).__name__}")
+    return text
 
 
 class _SentHere(NamedTuple):
@@ -78,6 +88,8 @@ class Waits(Policy):
         """That of the run, which does not count while it only waits."""
         self._state = scope.state
         self._steps = scope.plan.steps
+        signals = [self._steps[at].signal for at in scope.plan.signals]
+        self.calls_users_code = any(callable(each.description) for each in signals if each)
         self._now_ms = scope.run_context.now_ms
         self._wall_s = wall_clock()
         snapshot = scope.start.snapshot
@@ -168,7 +180,10 @@ class Waits(Policy):
         """Let a step wait whose turn has come, since then or since an earlier segment."""
         name = step.name
         before = self._before.pop(name, None)
-        self._announce(node, self._wall_s() if before is None else before.since)
+        if before is not None:
+            self._announce(node, before.since, before.description)
+        else:
+            self._begin(node, step)
         if name in self._sent or name in self._kept:
             self._take_soon()
         elif self._mailbox is not None:
@@ -204,10 +219,41 @@ class Waits(Policy):
         if self._again is not None:
             self._again.cancel()
 
-    def _announce(self, node: int, since: float, refused: str = "") -> None:
-        step = self._steps[node]
+    def _begin(self, node: int, step: WorkflowStep) -> None:
+        """Let a step wait from now on, with what it asks."""
+        since = self._wall_s()
+        try:
+            self._announce(node, since, self._described(node, step))
+        except Exception:
+            raise  # a bug of asyncflow
+        except BaseException as error:  # a KeyboardInterrupt or the like of the description
+            strip_internal_frames(error)
+            self._announce(node, since, "")  # before the run stops, which ends each wait
+            by = raised_by(f"the description of signal {step.name!r}", error)
+            self._run.interrupt(error, by)
+
+    def _described(self, node: int, step: WorkflowStep) -> str:
+        """Return what a step asks whose turn has come, without secrets."""
+        assert step.signal is not None
+        asks, scope = step.signal.description, self._scope
+        if callable(asks):
+            try:
+                asks = scope.context.copy().run(_asked, asks, scope.data.of_action(node))
+            except FAILURES as error:
+                strip_internal_frames(error)
+                _log.warning(
+                    "the description of signal %r failed, so run %r waits without: %s",
+                    *(step.name, scope.run_id, describe_error(error)),
+                    exc_info=error,
+                )
+                return ""
+        text, secrets = asks or "", scope.run_context.secrets
+        return cut(text if secrets is None else secrets.replaced(text), LONGEST_DESCRIPTION)
+
+    def _announce(self, node: int, since: float, description: str, refused: str = "") -> None:
+        step, now_ms = self._steps[node], self._now_ms()
         self._dispatcher.emit(
-            StepWaiting(step.name, self._now_ms(), since, step.deadline_ms, refused)
+            StepWaiting(step.name, now_ms, since, step.deadline_ms, refused, description)
         )
         if step.deadline_ms is not None and node not in self._timers:
             self._expire_in_time(node)
@@ -382,7 +428,8 @@ class Waits(Policy):
         assert persistence is not None
         if answer is None:
             if self._steps[node].deadline_ms is None:
-                self._announce(node, wait.since, "its deadline was removed from the pipeline")
+                why = "its deadline was removed from the pipeline"
+                self._announce(node, wait.since, wait.description, why)
             else:
                 self._time_out(node)
             return
@@ -403,7 +450,7 @@ class Waits(Policy):
                     *(self._scope.run_id, error),
                 )
             else:
-                self._announce(node, wait.since, str(error))
+                self._announce(node, wait.since, wait.description, str(error))
             return
         if self._wakes(node):
             self._succeed(node, value, (answer.sent_at, answer.sent_by, answer.note))

@@ -43,7 +43,7 @@ from asyncflow._core.composition import (
     steps_of,
     with_defaults,
 )
-from asyncflow._core.signal import Always, Signal, take_instead
+from asyncflow._core.signal import Always, Description, Signal, take_instead
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import (
     CommonPolicies,
@@ -415,6 +415,7 @@ class Pipeline(Runnable):
         deadline_ms: float | None = None,
         default: Any = ...,  # not T, which the type alone decides: a default "no" makes it a str
         fallback: Fallback | None = None,
+        description: Description | None = None,
     ) -> Signal[T]: ...
     @overload  # what an older type checker takes for no type, as Literal["yes", "no"]
     def signal(
@@ -427,6 +428,7 @@ class Pipeline(Runnable):
         deadline_ms: float | None = None,
         default: Any = ...,
         fallback: Fallback | None = None,
+        description: Description | None = None,
     ) -> Signal[Any]: ...
     def signal(
         self,
@@ -438,6 +440,7 @@ class Pipeline(Runnable):
         deadline_ms: float | None = None,
         default: Any = _NOTHING,
         fallback: Fallback | None = None,
+        description: Description | None = None,
     ) -> Signal[Any]:
         """Declare a step without an action, which waits for a value that is sent to the run::
 
@@ -467,18 +470,25 @@ class Pipeline(Runnable):
             default: The output if the deadline expires: what the signal itself would take.
             fallback: As in `step`: a function of the error that returns the output. If that is not
                 what the signal would take, the step fails with a `TypeError`.
+            description: What is asked: a text of at most 10,000 characters, or a plain function
+                that returns it. Its parameters have the names of the steps that the signal depends
+                on, or are marked with ``after``, or have the names of inputs of the run, but not
+                of resources. It is called once, when the wait begins, and what it returns is stored
+                with the wait and shown to people; of a longer text, the beginning. Secret inputs
+                and outputs are replaced in it. If it raises, that is logged, and the step waits
+                without a description. Another description makes no answer void.
 
         Returns:
             What ``after`` and ``depends_on`` take.
 
         Raises:
-            TypeError: An argument has the wrong type, the default too, or msgspec makes no schema
-                of ``type``.
+            TypeError: An argument has the wrong type, the default too, msgspec makes no schema of
+                ``type``, or the description is an async function.
             ValueError: An argument is out of its range, the name is taken, or a default or a
                 fallback has no deadline, or there are both.
         """
         _check_name(name, "a signal")
-        signal: Signal[Any] = Signal(type, name)
+        signal: Signal[Any] = Signal(type, name, description=description)
         if default is not _NOTHING:
             if fallback is not None:
                 raise ValueError(f"signal {name!r} has a default and a fallback; give one of them")

@@ -24,6 +24,7 @@ from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatu
 from asyncflow._core.resume import rerun, resume, valid_checkpoints
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.signal import asks_of
+from asyncflow._core.step import taker_of
 from asyncflow._core.step_cache import check_cached
 from asyncflow._core.stored_log import OutputReader, log_of
 from asyncflow._core.text import nearest
@@ -449,7 +450,7 @@ class _RunOpening:
         for step in self._request.plan.steps:
             if step.name in stored.fingerprints:
                 if name in step.signature.names:
-                    yield default_of(step.action, name)
+                    yield default_of(taker_of(step.action), name)
                 if step.when is not None and name in step.condition.names:
                     yield default_of(step.when, name)
 

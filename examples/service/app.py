@@ -126,10 +126,15 @@ def create_app() -> FastAPI:
         return await state_of(order_id)
 
     @app.post("/orders/{order_id}/approval")
-    async def approve(order_id: str, yes: Annotated[bool, Body(embed=True)]) -> OrderState:
-        """Approve or refuse an order; the first answer counts."""
+    async def approve(
+        order_id: str,
+        yes: Annotated[bool, Body()],
+        by: Annotated[str | None, Body(min_length=1, max_length=200)] = None,
+        note: Annotated[str, Body(max_length=10_000)] = "",
+    ) -> OrderState:
+        """Approve or refuse an order; the first answer counts. ``by`` and ``note`` go with it."""
         try:
-            await service.signal(order_id, "approved", yes)
+            await service.signal(order_id, "approved", yes, sent_by=by, note=note)
         except ValueError as error:
             raise HTTPException(409, str(error)) from error
         return await state_of(order_id)

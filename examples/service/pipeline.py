@@ -47,10 +47,17 @@ async def price(order: Order, http: httpx.AsyncClient) -> int:
     return sum(int(prices[item.sku]) * item.quantity for item in order.items)
 
 
-# A day; an order that nobody has approved by then is refused.
+def to_approve(order: Order, price: int) -> str:
+    """Return what the pages of the journal, and `asyncflow show`, ask who approves orders."""
+    items = ", ".join(f"{item.quantity} x {item.sku}" for item in order.items)
+    return f"{order.customer}, of {order.tenant}, orders {items} for {price / 100:,.2f}. Charge it?"
+
+
+# A day; an order that is not approved by then is refused.
 approved = orders.signal(
     "approved",
     bool,
+    description=to_approve,
     depends_on=[price],
     when=lambda price: price > TO_APPROVE_CENTS,
     deadline_ms=86_400_000,

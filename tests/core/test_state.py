@@ -212,6 +212,10 @@ def event_of(kind: type, attempt: int) -> Event:
         "since": 2_000.0,
         "deadline_ms": None,
         "refused": "",
+        "description": "",
+        "sent_at": 2_000.0,
+        "sent_by": "",
+        "note": "",
     }
     event: Event = kind(**{each.name: values[each.name] for each in dataclasses.fields(kind)})
     return event

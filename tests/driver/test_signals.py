@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from approvals import orders
@@ -21,6 +23,7 @@ from asyncflow import (
     StepTimeoutError,
     WorkflowStep,
     after,
+    current_step,
     run_pipeline,
 )
 from asyncflow.events import RunFinished, SignalReceived, StepSkipped, StepSucceeded, StepWaiting
@@ -442,6 +445,208 @@ async def test_the_events_tell_of_the_wait():
     assert wait.until == pytest.approx(wait.since + 1)
     assert (end.attempt, end.output) == (0, True)
     assert isinstance(events[-1], RunFinished)
+
+
+def asking(description, **options):
+    """Return a pipeline whose signal asks like this, and the waits of the runs that it makes."""
+    waits = []
+
+    def note(event):
+        if isinstance(event, StepWaiting):
+            waits.append(event)
+
+    pipeline = Pipeline("orders", observers=[note], **options)
+
+    @pipeline.step
+    async def draft(order: str = "tea") -> str:
+        return f"offer for {order}"
+
+    pipeline.signal("approved", bool, depends_on=[draft], description=description)
+    return pipeline, waits
+
+
+async def answered(pipeline, **inputs):
+    async with pipeline.start(**inputs) as run:
+        await run.signal("approved", True)
+        return await run.report()
+
+
+@pytest.mark.parametrize(
+    ("description", "text"),
+    [
+        (None, ""),
+        ("May it be sent?", "May it be sent?"),
+        (lambda draft: f"Send {draft!r}?", "Send 'offer for jam'?"),
+        (lambda draft, order: f"{order}: {draft}", "jam: offer for jam"),
+        (lambda order, by="mail": f"{order} by {by}", "jam by mail"),
+        (lambda **outputs: str(outputs), "{'draft': 'offer for jam'}"),
+        (partial(lambda draft, end: draft + end, end="?"), "offer for jam?"),
+        (lambda: "x" * 10_001, "x" * 10_000 + "… (1 more characters)"),
+    ],
+)
+async def test_a_wait_begins_with_what_is_asked(description, text):
+    pipeline, waits = asking(description)
+
+    report = await answered(pipeline, order="jam")
+
+    assert report.all_passed
+    assert [wait.description for wait in waits] == [text]
+
+
+async def test_a_description_takes_the_output_that_its_default_names():
+    pipeline, waits = Pipeline("orders"), []
+
+    @pipeline.step
+    async def draft() -> str:
+        return "offer"
+
+    def ask(text: str = after(draft)) -> str:
+        return f"Send {text}?"
+
+    pipeline.signal("approved", bool, description=ask)
+    outer = Pipeline("outer", observers=[waits.append])
+    outer.include(pipeline, name="order")
+    async with outer.start() as run:
+        await run.signal("order/approved", True)
+        await run.report()
+
+    assert [w.description for w in waits if isinstance(w, StepWaiting)] == ["Send offer?"]
+
+
+def ask_and_fail(draft):
+    raise LookupError("no such customer")
+
+
+@pytest.mark.parametrize(
+    ("description", "why"),
+    [
+        (ask_and_fail, "LookupError: no such customer"),
+        (lambda draft: 7, "must return a str, not int"),
+        (lambda draft: nothing(), "must be a plain function"),
+        (lambda draft: asyncio.current_task().cancelled() or fail_with_a_cancellation(), "Cancel"),
+    ],
+)
+async def test_a_wait_goes_on_without_a_description_that_fails(description, why, caplog):
+    pipeline, waits = asking(description)
+
+    report = await answered(pipeline)
+
+    (logged,) = caplog.records
+    assert report.all_passed
+    assert [wait.description for wait in waits] == [""]
+    assert "the description of signal 'approved' failed" in logged.getMessage()
+    assert why in caplog.text
+
+
+def fail_with_a_cancellation():
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("schedule", ["tiers", "ready"])
+async def test_a_description_belongs_to_no_step(schedule):
+    found = []
+
+    def ask():
+        with pytest.raises(RuntimeError) as error:
+            current_step()
+        found.append(str(error.value))
+        return ""
+
+    pipeline, _ = asking(ask, schedule=schedule)
+    await answered(pipeline)
+
+    assert found[0].startswith("current_step() works only while a step's action runs")
+
+
+class Stop(BaseException):
+    """As a `KeyboardInterrupt`, which pytest would take for itself."""
+
+
+async def test_a_description_that_raises_what_ends_runs_ends_the_run():
+    def ask():
+        raise Stop("stop")
+
+    pipeline, _ = asking(ask)
+
+    with pytest.raises(Stop, match="stop"):
+        await pipeline.run()
+
+
+@pytest.mark.parametrize("description", [lambda draft, password: f"{draft} {password}?", "s3cret?"])
+async def test_secrets_are_replaced_in_a_description(description):
+    waits = []
+    pipeline = Pipeline("orders", secret_inputs=["password"], observers=[waits.append])
+
+    @pipeline.step(secret=True)
+    async def draft(password: str) -> str:
+        return "hidden offer"
+
+    pipeline.signal("approved", bool, depends_on=[draft], description=description)
+    await answered(pipeline, password="s3cret")
+
+    (wait,) = [event for event in waits if isinstance(event, StepWaiting)]
+    assert wait.description in ("<secret> <secret>?", "<secret>?")
+
+
+async def ask_later() -> str: ...
+
+
+def ask_by_position(draft, /) -> str: ...
+
+
+@pytest.mark.parametrize(
+    ("description", "error", "message"),
+    [
+        (7, TypeError, "signal 'approved': description must be a str, a plain function or None"),
+        (ask_later, TypeError, "description must be a plain function; what has to be awaited"),
+        (ask_by_position, TypeError, "parameter 'draft' of its description is positional-only"),
+        ("x" * 10_001, ValueError, "description must have at most 10,000 characters, not 10,001"),
+    ],
+)
+def test_a_description_that_can_not_be_called_is_refused_where_it_is_given(
+    description, error, message
+):
+    with pytest.raises(error, match=message):
+        asking(description)
+
+
+@pytest.mark.parametrize(
+    ("description", "inputs", "message"),
+    [
+        (
+            lambda drafft: "",
+            {},
+            r"nothing provides parameter 'drafft' of the description of step 'approved': .*"
+            r"did you mean 'draft'\?",
+        ),
+        (lambda database: "", {}, "the description of step 'approved' takes resource 'database'"),
+        (lambda draft: "", {"draft": "x"}, "'draft' of step 'approved' is provided twice"),
+    ],
+)
+async def test_a_description_whose_data_nothing_provides_is_refused_before_anything_runs(
+    description, inputs, message
+):
+    @asynccontextmanager
+    async def database():
+        yield
+
+    pipeline, waits = asking(description, resources={"database": database})
+
+    @pipeline.step
+    async def load(database, draft_of="mail"): ...
+
+    with pytest.raises(ValueError, match=message):
+        await pipeline.run(**inputs)
+    assert waits == []
+
+
+async def test_a_fake_of_a_signal_with_a_description_takes_what_that_takes():
+    pipeline, _ = asking(lambda draft: f"Send {draft}?")
+
+    with fake(pipeline, approved=lambda draft: "offer" in draft):
+        report = await pipeline.run()
+
+    assert report["approved"].output is True
 
 
 async def test_without_a_journal_an_answer_has_its_sender_too():

@@ -147,7 +147,11 @@ async def test_a_large_order_waits_for_its_approval(
             location = (await client.post("/orders", json=LARGE)).headers["location"]
             waiting.append(await ended(client, location))
             answers += [
-                (await client.post(f"{location}/approval", json={"yes": said})).status_code
+                (
+                    await client.post(
+                        f"{location}/approval", json={"yes": said, "by": "Zoë", "note": "fine"}
+                    )
+                ).status_code
                 for said in (yes, yes, not yes)
             ]
             states.append(await ended(client, location, ("RUNNING", "WAITING")))

@@ -25,6 +25,7 @@ from asyncflow import (
     WorkflowStep,
     current_step,
 )
+from asyncflow.events import StepWaiting
 from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import run_in_virtual_time
 
@@ -361,7 +362,7 @@ def _steps(
             deadline_ms = None if deadline_s is None else deadline_s * 1000
             return WorkflowStep(
                 f"s{at}",
-                Signal(int),
+                Signal(int, description=_asking(at)),
                 needs,
                 deadline_ms=deadline_ms,
                 fallback=None if deadline_s is None else _FALLBACKS[step.instead],
@@ -392,6 +393,15 @@ def _steps(
     return [made(at, step) for at, step in enumerate(case.steps)]
 
 
+def _asking(at: int) -> Callable[..., str]:
+    def ask(**outputs: Any) -> str:
+        if at % 3 == 2:
+            raise LookupError("no words")
+        return f"s{at} after {outputs}"
+
+    return ask
+
+
 def _never(**outputs: Any) -> bool:
     return False
 
@@ -415,13 +425,21 @@ _FALLBACKS: dict[str, Callable[[Exception], int] | None] = {
 def problem_of(case: Case) -> str:
     """Run a case; return how it differs from the model, and empty if it does not."""
 
-    async def main() -> tuple[Outcome, list[tuple[float, int, int]]]:
+    async def main() -> tuple[Outcome, list[tuple[float, int, int]], list[Any]]:
         async with SQLiteJournal(":memory:") as journal:
             driver = _Driver(case, journal)
-            return await driver.run(), driver.accepted
+            outcome = await driver.run()
+            return outcome, driver.accepted, [each.event for each in await journal.events("r")]
 
     model = _Model(case)
-    outcome, accepted = run_in_virtual_time(main())
+    outcome, accepted, events = run_in_virtual_time(main())
+    asked: dict[tuple[str, float], str] = {}
+    for event in events:
+        if isinstance(event, StepWaiting):
+            before = asked.setdefault((event.step, event.since), event.description)
+            is_told = event.description.startswith(f"{event.step} after ")
+            if event.description != before or is_told is (event.step in ("s2", "s5")):
+                return f"{event.step} asks {event.description!r}, after {before!r}"
     if outcome != model.outcome():
         return f"is      {outcome}\nmust be {model.outcome()}"
     for at_s, to, value in accepted:

@@ -33,6 +33,7 @@ from asyncflow.events import (
     RunInterrupted,
     RunResumed,
     RunStarted,
+    SignalReceived,
     StepEvent,
     StepFailed,
     StepSucceeded,
@@ -130,7 +131,8 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
         *(names, times, texts, counts, times, payloads | st.none(), items, items),
         *(st.just(False), errors() | st.none()),
     ),
-    StepWaiting: (names, times, moments, times | st.none(), texts),
+    StepWaiting: (names, times, moments, times | st.none(), texts, texts),
+    SignalReceived: (names, times, moments, texts, texts),
 }
 """The strategies of events of which some fields hold more, or less, than their types say."""
 BY_TYPE = {

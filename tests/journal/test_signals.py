@@ -256,6 +256,93 @@ async def test_a_sender_and_a_note_that_can_not_be_right_are_refused(
         await journal.signal("r", "approved", False)  # nothing was stored
 
 
+async def asked(journal: Any, run_id: str = "r") -> list[str]:
+    events = [each.event for each in await journal.events(run_id)]
+    return [event.description for event in events if isinstance(event, StepWaiting)]
+
+
+@in_virtual_time
+async def test_what_is_asked_is_found_out_once_and_stored_with_the_wait(journal: Any) -> None:
+    calls: list[str] = []
+
+    def ask(draft: str) -> str:
+        calls.append(draft)
+        return f"Send {draft!r} \ud800?"
+
+    await Orders(description=ask).run(journal)
+    changed = Orders(description="What?")
+    changed.pipeline.signal("paid", bool)  # so that another process asks, too
+    await changed.run(journal)
+    await journal.signal("r", "approved", True)
+    report = await changed.run(journal)
+
+    text = "Send 'draft' \ud800?"
+    assert list(report.waiting) == ["paid"]
+    assert [each for each in await asked(journal) if each] == 3 * [text]
+    assert calls == ["draft"]
+
+
+@in_virtual_time
+async def test_another_description_makes_no_answer_void(journal: Any) -> None:
+    await Orders(description=lambda draft: f"Send {draft}?").run(journal)
+    await journal.signal("r", "approved", True)
+
+    changed = Orders(description=lambda: "Send it?")
+    report = await changed.run(journal)
+
+    assert report["publish"].output == "draft: True"
+    assert changed.calls == ["publish"]
+
+
+@in_virtual_time
+async def test_a_wait_that_begins_anew_asks_anew(journal: Any) -> None:
+    def ask(draft: str) -> str:
+        return f"Send {draft}?"
+
+    await Orders(description=ask).run(journal)
+    await Orders(version="2", description=ask).run(journal)
+
+    assert await asked(journal) == ["Send draft?", "Send draft2?"]
+
+
+@in_virtual_time
+async def test_a_refused_value_leaves_what_is_asked(journal: Any) -> None:
+    pipeline = Pipeline("orders")
+    pipeline.signal("approved", Even, description="An even number?")
+    run = pipeline.with_options(journal=journal, run_id="r")
+    await run.run()
+    await journal.signal("r", "approved", {"number": 1})
+    await run.run()
+
+    assert await asked(journal) == 3 * ["An even number?"]
+
+
+@in_virtual_time
+async def test_a_description_does_not_let_what_it_has_asked_about_run_again(journal: Any) -> None:
+    """The output of the secret step is not stored, and the step that waits needs it no more."""
+    calls: list[str] = []
+    pipeline = Pipeline("orders")
+
+    @pipeline.step(secret=True)
+    async def draft() -> str:
+        calls.append("draft")
+        return "hidden offer"
+
+    pipeline.signal("approved", bool, depends_on=[draft], description=lambda draft: f"{draft}?")
+    options = pipeline.with_options(journal=journal, run_id="r")
+    async with options.start() as run:
+        await asyncio.sleep(1)
+        run.drain("the service was shut down")
+        with suppress(RunCancelledError):
+            await run.report()
+    await journal.signal("r", "approved", True)
+    report = await options.run()
+
+    assert report["approved"].output is True
+    assert calls == ["draft"]
+    assert await asked(journal) == ["<secret>?", "<secret>?"]
+
+
 def with_a_failure(version: str = "", *, is_repaired: bool = False) -> Pipeline:
     """Return a pipeline with a step that a failure loses while a signal holds it up."""
     pipeline = Pipeline("orders", fail_fast=False)

@@ -77,6 +77,7 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     RunTimedOut,
+    SignalReceived,
     StepAttached,
     StepCalled,
     StepCancelled,
@@ -319,6 +320,8 @@ def watch(event: Event) -> None:
         assert_type(event.count, int)
     elif isinstance(event, AttemptBegan):
         assert_type(event.worker, str)
+    elif isinstance(event, SignalReceived):
+        assert_type(event.sent_by, str)
     elif isinstance(event, StepWaiting):
         assert_type(event.until, float | None)
     else:
@@ -484,9 +487,13 @@ class Decision:
     by: str
 
 
-decided = deep.signal("decided", Decision, deadline_ms=1_000, default=Decision("nobody"))
+decided = deep.signal(
+    "decided", Decision, deadline_ms=1_000, default=Decision("nobody"), description="Send it?"
+)
 answered = deep.signal("answered", Literal["yes", "no"], deadline_ms=1_000, default="no")
-changed = deep.signal("changed", int | None, fallback=lambda error: None, deadline_ms=1)
+changed = deep.signal(
+    "changed", int | None, fallback=lambda error: None, deadline_ms=1, description=lambda a: f"{a}?"
+)
 assert_type(decided, Signal[Decision])
 assert_type(answered, Signal[Literal["yes", "no"]])
 assert_type(changed, Signal[int | None])
