@@ -15,6 +15,7 @@ import logging
 import re
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -197,38 +198,69 @@ def format_endured(report: RunReport, *, limit: int = 20) -> str:
     return "\n".join(["Failed, and tolerated or fell back:", *lines[:limit], *left_out])
 
 
-def format_earlier_attempts(report: RunReport, *, limit: int = 20) -> str:
+def format_earlier_attempts(report: RunReport, *, limit: int = 8) -> str:
     """Return how the attempts ended that ran before a run was resumed.
 
-    Of a reused step, it leaves out the attempts that succeeded.
+    Those of a step that ended alike share a line, and so do all those of the items of a mapped
+    step. Of what was reused, it leaves out the attempts that succeeded.
 
-    ``limit`` is the maximum number of attempts, the latest ones.
+    ``limit`` is the maximum number of lines, the latest ones.
     """
-    latest, lines = len(report.segments), list[tuple[float, str]]()
-    for result in report.values():
-        for each in (result, *(result.items or ())):
-            lines += [
-                _earlier(each, one)
-                for one in each.history
-                if one.segment < latest and not (result.reused and attempt_end(one) == "succeeded")
-            ]
+    latest = len(report.segments)
+    lines = [line for result in report.values() for line in _earlier(result, latest)]
     if not lines:
         return ""
     lines.sort()
-    left_out = [f"  … {plural(len(lines) - limit, 'attempt')} more"] if lines[limit:] else []
-    return "\n".join(
-        ["Before the run was resumed:", *left_out, *[text for _, text in lines[-limit:]]]
-    )
+    left_out = [f"  … and {len(lines) - limit} more before these"] if lines[limit:] else []
+    shown = [f"  {escape_controls(text)}" for _, text in lines[-limit:]]
+    return "\n".join(["Before the run was resumed:", *left_out, *shown])
 
 
-def _earlier(result: StepResult, attempt: Attempt) -> tuple[float, str]:
-    """Return when an attempt started, and the line that says how it ended."""
-    item = "" if attempt.item is None else f"[{attempt.item}]"
-    error = "" if attempt.error is None else f": {describe_error(attempt.error)}"
+def _earlier(result: StepResult, latest: int) -> Iterator[tuple[float, str]]:
+    """Yield when the first of some earlier attempts started, and how they ended."""
+    found = [
+        (each.step_name if one.item is None else f"{each.step_name}[{one.item}]", one)
+        for each in (result, *(result.items or ()))
+        for one in each.history
+        if one.segment < latest
+        and not ((result.reused or each.reused) and attempt_end(one) == "succeeded")
+    ]
+    alike: dict[tuple[str, str], list[Attempt]] = {}
+    is_mapped = result.items is not None or any(name != result.step_name for name, _ in found)
+    if is_mapped and len(found) > 1:
+        attempts = [one for _, one in found]
+        items = plural(len({name for name, _ in found}), "item")
+        count = plural(len(attempts), "attempt")
+        text = f"{result.step_name}: {count} of {items}: {_ends_of(attempts)}"
+        yield min(one.started_ms for one in attempts), text
+        return
+    for name, one in found:
+        alike.setdefault((name, _end_of(one)), []).append(one)
+    for (name, end), of in alike.items():
+        which = f"attempt {of[0].number}" if len(of) == 1 else f"{len(of)} attempts"
+        yield of[0].started_ms, f"{name}: {which} {end}"
+
+
+def _end_of(attempt: Attempt) -> str:
+    """Return how an attempt ended; that it crashed says all that its error does."""
+    end, error = attempt_end(attempt), attempt.error
     on = f" on {place_text(attempt.engine, attempt.worker)}" if attempt.engine else ""
-    end = f"{attempt_end(attempt)}{on}{error}"
-    text = f"{result.step_name}{item}: attempt {attempt.number} {end}"
-    return attempt.started_ms, f"  {escape_controls(text)}"
+    words = "" if error is None or end == "crashed" else f": {describe_error(error)}"
+    return f"{end}{on}{words}"
+
+
+def _ends_of(attempts: Sequence[Attempt]) -> str:
+    """Return how the attempts of items ended: ``40 failed (TimeoutError), 10 crashed``."""
+    parts = []
+    for end, count in Counter(map(attempt_end, attempts)).most_common():
+        types = Counter(
+            describe_error(one.error).partition(":")[0]
+            for one in attempts
+            if one.error is not None and attempt_end(one) == end
+        )
+        words = [name if len(types) == 1 else f"{each} {name}" for name, each in types.items()]
+        parts.append(f"{count:,} {end}{f' ({some_of(words)})' if end == 'failed' else ''}")
+    return ", ".join(parts)
 
 
 def _format_traceback(result: StepResult) -> str:

@@ -393,7 +393,9 @@ def _head(shown: _ShownRun, console: Console) -> list[Text]:
         ran_ms = _now_of(shown)
         spent = took(ran_ms, ran_ms + view.paused_ms)
         verb = "so far" if view.is_running else "took"
-        parts.append(f", {verb} {spent}{' with pauses' if ' of ' in spent else ''}")
+        parts.append(f", {verb} {spent}")
+        if " of " in spent:
+            parts.append(f", paused for {duration(view.paused_ms)}")
     if record.status is RunStatus.ORPHANED:
         parts.append(", orphaned: not finished, and no process runs it")
     return hanging(Text("".join(parts)), 4, console)

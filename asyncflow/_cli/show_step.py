@@ -56,7 +56,7 @@ def step_parts(
         "Received": [
             (line, 2) for line in map(_received_line, received(view, view.steps[step]) or ())
         ],
-        "Attempts": list(_attempt_lines(result.history[-_MOST_ATTEMPTS:])),
+        **_attempts_by_process(result.history[-_MOST_ATTEMPTS:], len(view.segments)),
         "Calls": list(_call_lines([each.event for each in calls])),
         "Output": [(line, 0) for line in _output_lines(result)],
         "Log": [_note_line(view, each.event) for each in notes],
@@ -87,6 +87,21 @@ def _received_line(each: Received) -> str:
     }[each.source]
     value = "" if each.value is None else f": {each.value.text}{'…' if each.value.cut else ''}"
     return escape_controls(f"{each.parameter} is {origin}{value}")
+
+
+def _attempts_by_process(
+    attempts: Sequence[Attempt], latest: int
+) -> dict[str, list[tuple[str, int]]]:
+    """Return the lines of attempts by the process that made them: a step may count anew in one."""
+    lines = iter([*_attempt_lines(attempts)])
+    parts: dict[str, list[tuple[str, int]]] = {}
+    for attempt in attempts:
+        title = "Attempts"
+        if attempt.segment < latest:
+            which = f", in process {attempt.segment} of {latest}" if latest > 2 else ""
+            title = f"Attempts before the run was resumed{which}"
+        parts.setdefault(title, []).append(next(lines))
+    return parts
 
 
 def _attempt_lines(attempts: Sequence[Attempt]) -> Iterator[tuple[str, int]]:

@@ -38,6 +38,8 @@ def verdict(
 ) -> str:
     """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 1 retried (load), 9 reused``.
 
+    A run that was resumed says also which steps of earlier processes it ran again.
+
     ``now_ms`` is the present of a run that has not ended, by default its latest event, and
     ``has_died`` says whether its process is gone, which no event tells. ``slower`` is there if it
     was slower than usual: ``PASSED in 2.3 s (usually 1.7 s: train +600 ms): 9 succeeded``.
@@ -56,6 +58,8 @@ def verdict(
         counts.append(f"{fell_back:,} fell back")
     if reused := sum(step.reused for step in view.steps.values()):
         counts.append(f"{reused:,} reused")
+    if again := again_steps(view):
+        counts.append(f"{len(again):,} ran again ({_names(again)})")
     said = ", ".join(counts) or "no steps"
     if view.is_queued:
         return f"{view.word} to start: {said}"
@@ -71,6 +75,15 @@ def _names(steps: Sequence[str]) -> str:
     names = [escape_controls(name) for name in steps[:_MOST_NAMES]]
     more = [f"{len(steps) - len(names):,} more"] if len(steps) > len(names) else []
     return ", ".join([*names, *more])
+
+
+def again_steps(view: RunView) -> list[str]:
+    """Return the names of the steps that a resumed run, or a rerun, has run again."""
+    return [
+        name
+        for name, step in view.steps.items()
+        if step.rerun_reason and not step.reused and step.active and not step.ran_before
+    ]
 
 
 def retried_steps(view: RunView) -> list[str]:

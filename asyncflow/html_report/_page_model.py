@@ -28,7 +28,7 @@ from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, received
-from asyncflow._views.run_end import is_retried
+from asyncflow._views.run_end import again_steps, is_retried
 from asyncflow._views.run_view import RunView
 from asyncflow._views.slowness import slowness_of, slowness_text
 from asyncflow._views.spans import spans_of
@@ -245,6 +245,16 @@ class PageModel:
     def counts(self) -> list[tuple[Look, int]]:
         """How many steps have which status, in the order in which a progress bar fills."""
         return self.view.looks(has_died=self.context.is_orphaned)
+
+    @property
+    def reused(self) -> int:
+        """How many results the run has of an earlier process, or of another run."""
+        return sum(step.reused for step in self.view.steps.values())
+
+    @property
+    def again(self) -> list[str]:
+        """The steps that it has run again."""
+        return again_steps(self.view)
 
     @property
     def consequences(self) -> list[StepView]:

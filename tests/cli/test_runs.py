@@ -29,9 +29,12 @@ from asyncflow.events import (
     Event,
     MapStarted,
     RunFinished,
+    RunInterrupted,
     RunResumed,
     RunStarted,
+    StepCancelled,
     StepFailed,
+    StepReused,
     StepSkipped,
     StepSucceeded,
 )
@@ -543,10 +546,13 @@ def store_resumed_run(mapped: int = 0) -> None:
         StepSkipped("rows", 3_000.0, "there is nothing to do", by_condition=True),
         RunFinished(3_000.0, RunStatus.PASSED),
     ]
+    store_segments(before, after)
 
+
+def store_segments(*segments: list[Event]) -> None:
     async def store() -> None:
         async with SQLiteJournal("asyncflow.db") as journal:
-            for segment in (before, after):
+            for segment in segments:
                 await store_segment(journal, "r", *segment)
 
     asyncio.run(store())
@@ -558,10 +564,69 @@ def test_runs_and_show_tell_the_same_duration_and_the_span_with_pauses(shell: Sh
     (record,), report = shell.json("runs", "--json"), shell.json("show", "r", "--json")
 
     assert "  3.0 s of 33.7 s" in shell("runs").stdout
-    assert ", resumed 1 time, took 3.0 s of 33.7 s with pauses\n" in shell("show", "r").stdout
+    took = ", resumed 1 time, took 3.0 s of 33.7 s, paused for 30.7 s\n"
+    assert took in shell("show", "r").stdout
     assert (record["duration_s"], report["total_duration_ms"]) == (3.0, 3_000.0)
     assert record["span_s"] == pytest.approx(33.7)
     assert report["span_ms"] == pytest.approx(33_700.0)
+
+
+def test_what_ran_before_a_resumption_has_a_line_for_each_step_and_no_attempt_twice(
+    shell: Shell,
+) -> None:
+    edges: dict[str, tuple[str, ...]] = {"rows": (), "fetch": ("rows",), "save": ("rows",)}
+    slow, down, done = TimeoutError("no answer"), ConnectionError("refused"), Payload("json", b"1")
+    items = range(60)
+    before: list[Event] = [
+        RunStarted("r", 1_000.0, edges),
+        AttemptStarted("rows", 1, 0.0),
+        StepSucceeded("rows", 1, 0.0, done),
+        MapStarted("fetch", 0.0, 60),
+        *(AttemptStarted("fetch", 1, 0.0, item=number) for number in items),
+        *(AttemptFailed("fetch", 1, 9.0, slow, 0.0, item=number) for number in items),
+        *(AttemptStarted("fetch", 2, 9.0, item=number) for number in items),
+        *(StepSucceeded("fetch", 2, 9.0, done, number) for number in items[:-1]),
+        AttemptStarted("save", 1, 9.0),
+        AttemptFailed("save", 1, 10.0, down, 9_000.0),
+        RunInterrupted(20.0, "SIGINT"),
+        StepCancelled("fetch", 2, 20.0, "SIGINT", None, items[-1]),
+        StepCancelled("fetch", 0, 20.0, "SIGINT", None),
+        StepCancelled("save", 1, 20.0, "SIGINT", down),
+        RunFinished(20.0, RunStatus.INTERRUPTED, "SIGINT"),
+    ]
+    why = dict.fromkeys(["fetch", "save"], "it was cancelled")
+    after: list[Event] = [
+        RunResumed("r", 20.0, 1_030.0, edges, {}, unfinished=why, afresh=True),
+        StepReused("rows", 20.0),
+        MapStarted("fetch", 20.0, 60),
+        *(StepReused("fetch", 20.0, number) for number in items[:-1]),
+        AttemptStarted("fetch", 1, 20.0, item=items[-1]),
+        StepSucceeded("fetch", 1, 30.0, done, items[-1]),
+        StepSucceeded("fetch", 0, 30.0, None),
+        AttemptStarted("save", 1, 30.0),
+        StepSucceeded("save", 1, 40.0, done),
+        RunFinished(40.0, RunStatus.PASSED),
+    ]
+    store_segments(before, after)
+
+    run, step = shell("show", "r").stdout, shell("show", "r", "save").stdout
+
+    earlier = run.partition("Before the run was resumed:\n")[2].partition("\n\n")[0]
+    assert earlier.splitlines() == [
+        "  fetch: 61 attempts of 60 items: 60 failed (TimeoutError), 1 cancelled",
+        "  save: attempt 1 failed: ConnectionError: refused",
+    ]
+    assert len(run.splitlines()) < 24
+    assert run.endswith(": 3 succeeded, 1 retried (fetch), 1 reused, 2 ran again (fetch, save)\n")
+    assert ", paused for 30.0 s\n" in run
+    attempts = [line.split("  ")[0].strip() or line.split()[:2] for line in step.splitlines()]
+    begin = attempts.index("Attempts before the run was resumed")
+    assert attempts[begin : begin + 4] == [
+        "Attempts before the run was resumed",
+        ["attempt", "1"],
+        "Attempts",
+        ["attempt", "1"],
+    ]
 
 
 # resume
@@ -580,7 +645,9 @@ def test_a_run_resumes_where_it_stopped(shell: Shell) -> None:
     assert again in result.stdout
     assert result.stdout.count("reused") == 2
     shown = shell("show", "r1").stdout
-    assert re.search(r", resumed 1 time, took \d+ ms( of [\d.]+ m?s with pauses)?\n", shown)
+    assert re.search(
+        r", resumed 1 time, took \d+ ms( of [\d.]+ m?s, paused for [\d.]+ m?s)?\n", shown
+    )
     before = "Before the run was resumed:\n  bad: attempt 1 failed: OSError: no disk\n\n✓ PASSED"
     assert f"\n\n{before} in " in shown
     shell("resume", "r1", "etl:failing", "--quiet")  # now it has passed

@@ -391,8 +391,10 @@ def test_a_page_without_events_is_refused() -> None:
 
 
 def test_the_header_of_a_resumed_run_shows_its_duration_without_and_with_the_pause() -> None:
-    assert "Duration 2.0 s With the pause 3 d 0 h" in section("header", RESUMED)
-    assert "Running for 500 ms With pauses 3 min 0 s" in section("header", crashed_often(3)[:-1])
+    assert "Duration 2.0 s With the pause 3 d 0 h, paused 3 d 0 h" in section("header", RESUMED)
+    assert "Running for 500 ms With pauses 3 min 0 s, paused 3 min 0 s" in section(
+        "header", crashed_often(3)[:-1]
+    )
     assert "With" not in section("header", RESUMED[:11])
 
 
