@@ -30,6 +30,8 @@ _SPARE_S = 1.0
 """How often it looks whether another process has come while it has more than it runs."""
 _LATE_S = 1.0
 """How long a database may take to answer before people hear that it does not."""
+_EQUAL_S = 0.001
+"""By how little the ends of two pauses differ that are the same one."""
 _TURN_S = 0.5
 """How long a process has an odd slot."""
 
@@ -180,7 +182,7 @@ class PoolShare:
 
     def note_pause(self, clock: Clock, until_s: float, by: str) -> None:
         """Tell the other processes of a pause that has begun here."""
-        if clock.key is self._clock.key and until_s > self.paused_until_s:
+        if clock.key is self._clock.key and until_s > self.paused_until_s + _EQUAL_S:
             self.paused_until_s, self.paused_by, self.must_tell_pause = until_s, by, True
             self._wake()
 
@@ -201,9 +203,13 @@ class PoolShare:
 
     def enter(self) -> None:
         """Let a run use the pool by this share."""
-        with self.pool._lock:
+        pool = self.pool
+        with pool._lock:
             self.runs += 1
-            self.pool._share, self.pool._limit = self, self.limit
+            pool._share, pool._limit = self, self.limit
+        pause = pool._pause_of(self._clock)
+        if pause is not None:  # it may be from before
+            self.note_pause(self._clock, self.now_s() + pause.left_ms / 1000, pause.by)
 
     def leave(self) -> None:
         """Note that a run has ended."""
@@ -236,10 +242,10 @@ class PoolShare:
         return self._tried_s if is_late and self.failing_since_s is None else self.failing_since_s
 
     @property
-    def has_demand(self) -> bool:
-        """Whether an attempt here runs or waits."""
+    def has_news(self) -> bool:
+        """Whether there is something that the database knows, or is to know."""
         demand = self.demand()
-        return bool(demand.in_use or demand.waiting)
+        return bool(self.row or self.must_tell_pause or demand.in_use or demand.waiting)
 
     def demand(self) -> Demand:
         """Return what attempts need."""
@@ -339,7 +345,7 @@ class PoolShare:
         """Pause the pool, since another process has."""
         now_s = self.now_s()
         until_s = now_s + left_s
-        if left_s > 0 and until_s > self.paused_until_s + 0.001:
+        if left_s > 0 and until_s > self.paused_until_s + _EQUAL_S:
             self.paused_until_s = until_s
             self.pool._pause(self._clock, until_s, by)
 
@@ -348,4 +354,5 @@ class PoolShare:
         with self.pool._lock:
             self.is_closed, self.until_s = True, -math.inf
             self._lower(0)
-            self._let_go()
+            if not self.runs and self.pool._share is self:  # what runs was abandoned
+                self.pool._share, self.pool._limit = None, self.pool._size

@@ -533,8 +533,8 @@ class Permits(Policy):
             self._dispatcher.emit(PoolPaused(now_ms, until_ms, pool.name or "", pause.by))
 
     def on_explain(self) -> str:
-        """Return for which paused pool or key nodes wait, and why, as an end of a sentence."""
-        at_limit = ""
+        """Return for which pool, key or share nodes wait, and why, as an end of a sentence."""
+        why = ""
         for node, held in self._held.items():
             pool = self._state.step_runs.steps[node].pool
             ticket = _ticket_of(held)
@@ -543,16 +543,16 @@ class Permits(Policy):
                 if pause is not None:
                     by = f" by step {pause.by!r}" if pause.by else ""
                     return f"while {pool.title} was paused{by} for another {pause.left_ms:,.0f} ms"
-                if pool._share is not None and not at_limit:
+                if pool._share is not None:
                     from asyncflow._policies.pool_sharing import why_waiting  # its run has done so
 
-                    at_limit = why_waiting(pool)
+                    why = why or why_waiting(pool)
                 elif ticket.is_at_limit:
-                    at_limit = (
+                    why = (
                         f"while key {ticket.shown_key!r} was at its limit in {pool.title} "
                         f"(per_key={pool.per_key})"
                     )
-        return at_limit
+        return why
 
     def on_retry_after(self, node: int, ended_ms: float, named_ms: float, is_retried: bool) -> None:
         """Pause the pool of a node, whose service has named a time."""

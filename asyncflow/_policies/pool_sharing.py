@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _CLOCK = Clock(time.monotonic, time.monotonic)
 """The one that real event loops share, as `asyncflow._policies.pool_clock` has it."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # the collector may end a run while this thread has it
 _used: dict[tuple[object, str], PoolShare] = {}
 """The shares that runs of this process use, by their database and the name of their pool."""
 
@@ -32,7 +32,7 @@ _used: dict[tuple[object, str], PoolShare] = {}
 def _begin_in_child() -> None:
     """Let a forked process have no share."""
     global _lock  # a thread that is gone may have held it
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _used.clear()
 
 

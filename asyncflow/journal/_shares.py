@@ -103,7 +103,7 @@ class Shares:
         self._thread = thread
         self._call = call
         self._members: tuple[_ShareEntry, ...] = ()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may end a run while this thread has it
         self._poll_at = math.inf
 
     def enter(self, pool: Pool, clock: Clock, journal: ref[Any], database: object) -> PoolShare:
@@ -144,7 +144,7 @@ class Shares:
                 self.negotiate()
                 now = time.monotonic()
             for member in self._members:
-                if not (member.share.runs or member.share.row or member.share.has_demand):
+                if not (member.share.runs or member.share.has_news):
                     self._forget(member)
             due_s = self._due_s()
             self._poll_at = due_s if due_s == math.inf else min(due_s, now + TICK_S)
@@ -158,7 +158,7 @@ class Shares:
     def negotiate(self) -> None:
         """Tell the database what each share needs, and take what it may have."""
         members = sorted(
-            (each for each in self._members if each.share.row or each.share.has_demand),
+            (each for each in self._members if each.share.has_news),
             key=lambda each: each.pool,
         )
         began_s = [each.share.begin() for each in members]

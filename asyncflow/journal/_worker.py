@@ -673,7 +673,7 @@ class WorkerThread(concurrent.futures.Executor):
         self._journal = journal
         self._routine = routine
         self._jobs: queue.SimpleQueue[_ThreadJob | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may submit while this thread does so
         self._thread: threading.Thread | None = None
         self._ended = False
         self._process = os.getpid()

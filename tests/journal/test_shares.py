@@ -458,6 +458,35 @@ def test_a_pause_reaches_the_others_a_tick_later_and_those_that_come_before_they
     assert one.transactions - told[0] < 40
 
 
+def test_a_pause_is_told_by_a_process_that_has_no_attempt_left(world: World) -> None:
+    one, other = world.process(), world.process()
+    one.join(1)
+    other.join(1)
+    world.run(1)
+    one.end(1)
+    world.run(1)
+    assert one.share.row is None
+
+    one.pool._pause(one.clock, world.now + 60, "ask")
+    transactions = one.transactions
+    world.run(1.5)
+
+    assert one.transactions == transactions + 1
+    assert other.pool._pause_of(other.clock) is not None
+
+
+def test_a_pause_from_before_the_first_run_is_told_too(world: World) -> None:
+    one, other = world.process(), world.process()
+    pool = Pool(8, name="openai", shared=True)
+    pool._pause(one.clock, world.now + 60, "")
+    one.shares.enter(pool, one.clock, ref(one), "the database")
+    one.tick()
+    other.join(1)
+    world.run(1)
+
+    assert other.stats[1:] == (0, 1)
+
+
 def test_the_longer_pause_counts(world: World) -> None:
     one, other = world.process(), world.process()
     for each in (one, other):
