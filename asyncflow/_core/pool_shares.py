@@ -158,6 +158,8 @@ class PoolShare:
         """Whether its journal is closed."""
         self._tried_s = -math.inf
         self._told_in_use = 0
+        self._age = self._looks = 0
+        """The age of a ticket that would have been made at that time, and how many since."""
         self._has_others = self._is_asking = self._is_trying = False
         self._head: PoolTicket | None = None
         self._since: float | None = None
@@ -233,6 +235,7 @@ class PoolShare:
     def begin(self) -> float:
         """Note that the journal is about to negotiate; return the present."""
         self._tried_s, self._is_trying = self.now_s(), True
+        self._age, self._looks = next(self.pool._ages), 0
         return self._tried_s
 
     @property
@@ -265,10 +268,18 @@ class PoolShare:
         if row is None or demand.waiting or row.size != self.pool._size:
             return soon_s
         if demand.in_use >= row.granted:
-            return self._tried_s + lease_s / 3
+            return soon_s if self._have_started() else self._tried_s + lease_s / 3
         if self._has_others and demand.in_use < self._told_in_use:
             return soon_s  # another may wait for what has become free
         return max(soon_s, self._tried_s + min(_SPARE_S, lease_s / 3))
+
+    def _have_started(self) -> bool:
+        """Whether attempts have started since the journal began to negotiate.
+
+        Then more may wait: those that a run holds back are in no line. Each has taken an age.
+        """
+        self._looks += 1
+        return next(self.pool._ages) != self._age + self._looks
 
     def negotiate(self, process: str, rows: Sequence[ShareRow], now: float) -> Negotiated | None:
         """Return what the process is to have; ``None`` if it needs nothing.

@@ -203,6 +203,24 @@ def test_who_runs_all_it_has_and_lets_none_wait_only_renews_its_lease(world: Wor
     assert one.is_live
 
 
+def test_who_runs_all_it_has_gives_back_at_the_end_of_attempts_whose_successors_are_in_no_line(
+    world: World,
+) -> None:
+    one, other = world.process(), world.process()
+    one.join(8)
+    world.run(1)
+    other.join(2)
+    for _ in range(3):  # as a run does that has more items than the pool has slots
+        one.end(1)
+        one.join(1)
+        world.run(TICK_S)
+    world.run(TICK_S)
+    one.end(2)
+    world.run(2 * TICK_S)
+
+    assert other.stats[1:] == (2, 0)
+
+
 def test_a_process_without_need_has_no_row_and_makes_no_transaction(world: World) -> None:
     one = world.process()
     one.join(1)
