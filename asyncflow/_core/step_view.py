@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.record import derived, made_by, record, replace, show, values_by_name
 from asyncflow._core.results import (
@@ -24,6 +25,9 @@ from asyncflow._core.results import (
 
 if TYPE_CHECKING:
     from asyncflow.events import SignalReceived
+
+ItemAttemptEnd: TypeAlias = AttemptEnd | Literal["retried"]
+"""How an attempt of an item ended, for its item."""
 
 _NO_TALLY: Counter[StepStatus] = Counter()
 _NO_ITEMS: dict[int, Any] = {}
@@ -341,6 +345,18 @@ class StepView:
         if not self.items and not self.former_items:
             return self._own_attempts()
         return [attempt for each in self._runs() for attempt in each._own_attempts()]
+
+    def attempts_of_items(self) -> Iterable[tuple[AttemptView, ItemAttemptEnd | None]]:
+        """Return the attempts that `all_attempts` does, each with how it ended for its item.
+
+        One that failed was ``"retried"`` if another followed, or will: its item has not failed.
+        """
+        for each in self._runs():
+            own = each._own_attempts()
+            for attempt, following in zip_longest(own, own[1:]):
+                follows = following is not None or each.retry_at_ms is not None
+                is_retried = follows and attempt.retry_in_ms is not None
+                yield attempt, "retried" if is_retried else attempt.end
 
     def _own_attempts(self) -> list[AttemptView]:
         queued_ms = self.brief_queued_ms

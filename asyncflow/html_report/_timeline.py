@@ -244,23 +244,23 @@ def outcome_layers(
     """
     start_ms, width_ms = bar.start_ms, max(bar.end_ms - bar.start_ms, 0.001)
     spans: dict[str, list[tuple[float, float]]] = {end: [] for end in LAYERS}
-    for attempt in step.all_attempts():
+    for attempt, end in step.attempts_of_items():
         if attempt.segment == bar.segment:
             end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
-            if attempt.end in _FAILURES:
+            if end in _FAILURES:
                 end_ms = max(end_ms, attempt.started_ms + span_ms * _LEAST_WIDTH)
-            spans[attempt.end or "running"].append((attempt.started_ms, end_ms))
+            spans[end or "running"].append((attempt.started_ms, end_ms))
     if step.left_out and bar.segment == step.segment:  # nothing tells when in this time they ran
         spans["succeeded"].append((bar.start_ms, bar.end_ms))
     points = running_at(step.all_attempts(), now_ms, segment=bar.segment)
     most = max((count for _, count in points), default=0) or 1  # attempts may take no time
     heights: dict[float, dict[str, float]] = {}
-    for end, times in spans.items():
-        least = _LEAST_HEIGHT if end in _FAILURES else 0.0
+    for layer, times in spans.items():
+        least = _LEAST_HEIGHT if layer in _FAILURES else 0.0
         for at_ms, count in _thinned(
             changing_counts(times), start_ms, width_ms, _MOST_LAYER_POINTS
         ):
-            heights.setdefault(at_ms, {})[end] = max(count / most, least) if count else 0.0
+            heights.setdefault(at_ms, {})[layer] = max(count / most, least) if count else 0.0
     return _stacked(heights, [end for end in LAYERS if spans[end]], start_ms, width_ms)
 
 
@@ -282,9 +282,9 @@ def _stacked(
     return tuple(OutcomeLayer(end, "".join([*paths[end], "H1V1Z"])) for end in reversed(ends))
 
 
-_FAILURES = ("failed", "timed out", "crashed")
+_FAILURES = ("failed", "timed out", "crashed", "retried")
 LAYERS = (*_FAILURES, "cancelled", "running", "succeeded")
-"""How attempts end, from the lowest layer to the highest."""
+"""How attempts of items end, from the lowest layer to the highest."""
 
 
 def running_at(

@@ -15,7 +15,7 @@ from rich.text import Text
 from asyncflow._core.looks import DIED_LOOK, OUTCOME_LOOKS, STEP_LOOKS, WAITS_LOOK, look_of
 from asyncflow._core.remarks import DIED
 from asyncflow._core.results import StepStatus
-from asyncflow._core.step_view import StepView
+from asyncflow._core.step_view import AttemptView, ItemAttemptEnd, StepView
 from asyncflow._core.text import duration
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
@@ -45,13 +45,15 @@ class _Glyphs(NamedTuple):
     corner: str = "├"
     tick: str = "┬"
     rule: str = "─"
+    retried: str = "▞"
 
 
-_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"#x%/!_.-:*w=>?++-")
+_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"#x%/!_.-:*w=>?++-r")
 _MEANINGS = {
     "attempt": "attempt",
     "failed": "failed attempt",
     "mixed": "some items failed",
+    "retried": "items retried",
     "cut_short": "unfinished",
     "timeout": "timed out",
     "queue": "queued",
@@ -271,6 +273,7 @@ _PARTS = {
     "succeeded": ("attempt", StepStatus.SUCCESS),
     "cancelled": ("cut_short", StepStatus.CANCELLED),
     "crashed": ("cut_short", StepStatus.CANCELLED),
+    "retried": ("retried", StepStatus.CANCELLED),
     "failed": ("failed", StepStatus.FAILED),
     "timed out": ("failed", StepStatus.FAILED),
 }
@@ -300,21 +303,25 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
         if kind in ("queue", "backoff"):
             colour = "dim" if kind == "queue" else "yellow"
             paint(start_ms, end_ms, attempt.segment, kind, colour)
-    attempts = [span.attempt for span in spans if span.kind == "attempt"]
+    attempts: list[tuple[AttemptView, ItemAttemptEnd | None]]
     if is_mapped:
-        attempts.sort(key=lambda attempt: _ORDER.index(attempt.end))
-    for attempt in attempts:
-        is_cut = attempt.end is None and grid.is_orphaned
-        part, status = _PARTS["crashed" if is_cut else attempt.end]
+        began = [each for each in step.attempts_of_items() if not each[0].is_queued]
+        attempts = sorted(began, key=lambda each: _ORDER.index(each[1]))
+    else:
+        found = [span.attempt for span in spans if span.kind == "attempt"]
+        attempts = [(attempt, attempt.end) for attempt in found]
+    for attempt, end in attempts:
+        is_cut = end is None and grid.is_orphaned
+        part, status = _PARTS["crashed" if is_cut else end]
         before = row.copy() if is_mapped and part == "failed" else {}
         span, colour = paint(
             attempt.started_ms, attempt.ended_ms, attempt.segment, part, STEP_LOOKS[status].colour
         )
         for at in span:
-            if at in before and before[at].part in ("attempt", "mixed"):
+            if at in before and before[at].part in ("attempt", "mixed", "retried"):
                 row[at] = _Cell(glyphs.mixed, "yellow", "mixed")
         if not is_mapped and len(step.attempts) > 1:
             row[span[0]] = _Cell(str(attempt.number % 10), f"reverse {colour}", part)
-        if attempt.end == "timed out":
+        if end == "timed out":
             row[span[-1]] = _Cell(glyphs.timeout, f"reverse {colour}", "timeout")
     return row

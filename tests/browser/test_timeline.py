@@ -79,7 +79,7 @@ async def test_the_bar_of_a_mapped_step_shows_few_failures_as_a_small_share(
         bar = await screenshot(page, ".line.step .bar.items rect")
         failed = share_of(bar, await colour_of(page, "failed"))
         succeeded = share_of(bar, await colour_of(page, "success"))
-        assert 0.002 < failed < 0.06, scheme
+        assert failed == 0 if retried else 0.002 < failed < 0.06, scheme
         assert succeeded > 0.7, scheme
 
 
