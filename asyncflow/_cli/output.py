@@ -33,22 +33,21 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.failures import failures
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
-from asyncflow._core.remarks import failure_text
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     Attempt,
     RunStatus,
     StepResult,
-    StepStatus,
     attempt_end,
     latest_number,
 )
 from asyncflow._core.text import describe_error, escape_controls, plural
-from asyncflow._core.tracebacks import format_error
 from asyncflow._policies.log_capture import not_printed
 from asyncflow._views.event_text import place_text
+from asyncflow._views.item_errors import traceback_lines
 from asyncflow._views.next_command import command_of
 from asyncflow._views.preview import printable
+from asyncflow._views.run_view import RunView, view_of
 from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands
 from asyncflow.events import Event
 
@@ -174,28 +173,11 @@ def format_tracebacks(report: RunReport, *, limit: int | None = None) -> str:
     ``limit`` is the maximum number of steps; ``None`` for all.
     """
     failed = failures(report.values())
-    parts = [_format_traceback(result) for result in failed[:limit]]
+    view = view_of(report) if failed else RunView()
+    parts = [_format_traceback(result, view) for result in failed[:limit]]
     if limit is not None and len(failed) > limit:
         parts.append(f"… and {len(failed) - limit} more steps with errors")
     return "\n\n".join(parts)
-
-
-def format_endured(report: RunReport, *, limit: int = 20) -> str:
-    """Return what failed of steps that succeeded: tolerated items, and what fell back.
-
-    ``limit`` is the maximum number of lines.
-    """
-    lines = [
-        f"  {escape_controls(each.step_name)}: {failure_text(each)}"
-        for result in report.values()
-        if result.status is StepStatus.SUCCESS
-        for each in (result, *(result.items or ()))
-        if each.error is not None
-    ]
-    if not lines:
-        return ""
-    left_out = [f"  … {plural(len(lines) - limit, 'failure')} more"] if lines[limit:] else []
-    return "\n".join(["Failed, and tolerated or fell back:", *lines[:limit], *left_out])
 
 
 def format_earlier_attempts(report: RunReport, *, limit: int = 8) -> str:
@@ -263,13 +245,13 @@ def _ends_of(attempts: Sequence[Attempt]) -> str:
     return ", ".join(parts)
 
 
-def _format_traceback(result: StepResult) -> str:
-    assert result.error is not None
+def _format_traceback(result: StepResult, view: RunView) -> str:
     name, verb = escape_controls(result.step_name), result.status.lower()
     # The attempts of a mapped step are those of all its items.
     attempt = "" if result.items is not None else f", attempt {latest_number(result)}"
     on = f" on {place_text(result.engine, result.worker)}" if result.engine else ""
-    return f"Step {name} {verb}{attempt}{escape_controls(on)}:\n{format_error(result.error)}"
+    trace = "\n".join(traceback_lines(view, view.steps[result.step_name]))
+    return f"Step {name} {verb}{attempt}{escape_controls(on)}:\n{trace}"
 
 
 # Everything else.

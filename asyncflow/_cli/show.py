@@ -33,7 +33,6 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.output import (
     format_earlier_attempts,
-    format_endured,
     hanging,
     stdout_console,
     stdout_for_results_only,
@@ -42,8 +41,8 @@ from asyncflow._cli.output import (
     write_note,
     write_result,
 )
-from asyncflow._cli.show_run import failure_lines, indented, step_lines, traceback_lines
-from asyncflow._cli.show_step import result_of, step_as_json, step_parts
+from asyncflow._cli.show_run import endured_lines, failure_lines, indented, step_lines
+from asyncflow._cli.show_step import more_lines, result_of, step_as_json, step_parts
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 from asyncflow._core.run_attributes import attributes_text
@@ -305,8 +304,9 @@ def _write_run(shown: _ShownRun, console: Console, *, everything: bool) -> None:
         is_grouped=not everything,
     )
     lines = [*_head(shown, console), Text(""), *steps, *failure_lines(view, console, theme)]
-    for part in (format_endured(shown.report), format_earlier_attempts(shown.report)):
-        lines += [Text(""), *indented(part.splitlines(), console)] if part else []
+    lines += endured_lines(view, console)
+    if earlier := format_earlier_attempts(shown.report):
+        lines += [Text(""), *indented(earlier.splitlines(), console)]
     lines.append(Text(""))
     if view.stop_reason is not None and view.status is not RunStatus.PASSED:
         lines += indented([f"Stopped: {printable(view.stop_reason, theme.encoding)}"], console)
@@ -343,9 +343,8 @@ async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> Non
     theme, now_ms = theme_for(console.encoding), _now_of(shown)
     lines = [*_head(shown, console), Text("")]
     lines += step_lines([viewed], console, theme, now_ms, has_died=has_died)
-    lines += step_parts(result, view, step, notes, calls, console)
-    if result.error is not None and not result.fell_back:
-        lines += [Text(""), *traceback_lines(result.error, console)]
+    parts = step_parts(result, view, step, notes, calls, console)
+    lines += [*parts, *more_lines(result, view, step, journal_named(journal), console)]
     write_lines(lines, console)
 
 

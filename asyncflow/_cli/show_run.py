@@ -16,11 +16,14 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncflow._cli.output import hanging
+from asyncflow._core.failures import final_errors, item_errors
 from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, WAITS_LOOK, Look, look_of
+from asyncflow._core.remarks import failure_text
 from asyncflow._core.step_view import StepView
-from asyncflow._core.text import duration, plural
-from asyncflow._core.tracebacks import format_error
+from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.event_text import place_text
+from asyncflow._views.item_errors import items_text, traceback_lines
+from asyncflow._views.run_end import endured_steps
 from asyncflow._views.run_view import RunView
 from asyncflow._views.waiting import waited_ms
 from asyncflow.live._end import failure_head
@@ -28,6 +31,8 @@ from asyncflow.live._row import Columns, columns_for, words_of
 from asyncflow.live._theme import Theme, elide, fit, printable, widest
 
 _MOST_STEPS = 40
+_MOST_ENDURED = 20
+"""How many kinds of failures of steps that succeeded are listed."""
 _STATUS, _TOOK = 11, 9
 
 
@@ -113,19 +118,32 @@ def _lines(row: _Row, columns: Columns, console: Console, theme: Theme) -> Itera
 def failure_lines(view: RunView, console: Console, theme: Theme) -> Iterator[Text]:
     """Yield the steps with errors, the first failure first, each with its traceback."""
     for step in view.failures:
-        assert step.error is not None
         yield Text("")
         head = failure_head(step, console.width, theme)
         if step.latest is not None and step.latest.engine:
             place = place_text(step.latest.engine, step.latest.worker)
             head.append(f", on {printable(place, theme.encoding)}")
         yield from hanging(head, _STATUS + 2, console)
-        yield from traceback_lines(step.error, console)
+        yield from indented(traceback_lines(view, step), console)
 
 
-def traceback_lines(error: BaseException, console: Console) -> Iterator[Text]:
-    """Yield the traceback of an error."""
-    yield from indented(format_error(error).splitlines(), console)
+def endured_lines(view: RunView, console: Console) -> Iterator[Text]:
+    """Yield what failed of steps that succeeded: tolerated items, and what fell back."""
+    lines = []
+    for step in endured_steps(view):
+        name = escape_controls(step.name)
+        if step.error is not None:
+            lines.append(f"  {name}: {failure_text(step)}")
+        lines += [
+            f"  {name}: {'' if group.end == 'failed' else f'{group.end}: '}{group.words}, "
+            + items_text(view, step, group)
+            for group in final_errors(item_errors(step))
+        ]
+    if lines:
+        left_out = len(lines) - _MOST_ENDURED
+        more = [f"  … {plural(left_out, 'kind')} more"] if left_out > 0 else []
+        title = "Failed, and tolerated or fell back:"
+        yield from indented(["", title, *lines[:_MOST_ENDURED], *more], console)
 
 
 def indented(texts: Iterable[str], console: Console) -> Iterator[Text]:

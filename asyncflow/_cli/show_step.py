@@ -11,9 +11,14 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncflow._cli.output import hanging
+from asyncflow._cli.show_run import indented
+from asyncflow._core.failures import item_errors
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Attempt, StepResult, attempt_end
 from asyncflow._core.text import describe_error, duration, escape_controls
+from asyncflow._core.tracebacks import format_error
+from asyncflow._views.item_errors import traceback_lines
+from asyncflow._views.next_command import command_of
 from asyncflow._views.notes import level_name, log_text
 from asyncflow._views.preview import local_moment_text, preview
 from asyncflow._views.received import Received, received
@@ -21,7 +26,7 @@ from asyncflow._views.run_view import RunView
 from asyncflow.events import StepAttached, StepCalled, StepLogged
 from asyncflow.journal import StoredEvent
 
-_LONGEST = 20_000
+_LONGEST = 2_000
 """How many bytes of the output are shown; `--json` has all of it."""
 _MOST_ATTEMPTS, _MOST_CALLS = 20, 100
 
@@ -52,11 +57,10 @@ def step_parts(
     console: Console,
 ) -> Iterator[Text]:
     """Yield all that is known of a step: what it received, attempts, calls, output and log."""
+    taken = received(view, view.steps[step], result.item) or ()
     parts = {
-        "Received": [
-            (line, 2) for line in map(_received_line, received(view, view.steps[step]) or ())
-        ],
-        **_attempts_by_process(result.history[-_MOST_ATTEMPTS:], len(view.segments)),
+        "Received": [(line, 2) for line in map(_received_line, taken)],
+        **_attempts_by_process(result.history, len(view.segments)),
         "Calls": list(_call_lines([each.event for each in calls])),
         "Output": [(line, 0) for line in _output_lines(result)],
         "Log": [_note_line(view, each.event) for each in notes],
@@ -79,9 +83,9 @@ def step_parts(
 def _received_line(each: Received) -> str:
     origin = {
         "step": f"the output of {each.step}",
-        "item": f"an item of the output of {each.step}",
+        "item": f"{_which(each)} of the output of {each.step}",
         "input": "an input",
-        "input item": f"an item of the input {each.step}",
+        "input item": f"{_which(each)} of the input {each.step}",
         "default": "its default",
         "all": "the outputs of all dependencies",
     }[each.source]
@@ -89,10 +93,15 @@ def _received_line(each: Received) -> str:
     return escape_controls(f"{each.parameter} is {origin}{value}")
 
 
+def _which(each: Received) -> str:
+    return "an item" if each.item is None else f"item {each.item}"
+
+
 def _attempts_by_process(
-    attempts: Sequence[Attempt], latest: int
+    history: Sequence[Attempt], latest: int
 ) -> dict[str, list[tuple[str, int]]]:
-    """Return the lines of attempts by the process that made them: a step may count anew in one."""
+    """Return the lines of the last attempts by the process: a step may count anew in one."""
+    attempts = history[-_MOST_ATTEMPTS:]
     lines = iter([*_attempt_lines(attempts)])
     parts: dict[str, list[tuple[str, int]]] = {}
     for attempt in attempts:
@@ -101,6 +110,8 @@ def _attempts_by_process(
             which = f", in process {attempt.segment} of {latest}" if latest > 2 else ""
             title = f"Attempts before the run was resumed{which}"
         parts.setdefault(title, []).append(next(lines))
+    if len(attempts) < len(history):
+        next(iter(parts.values())).insert(0, (f"the last {len(attempts)} of {len(history):,}", 0))
     return parts
 
 
@@ -149,7 +160,7 @@ def _output_lines(result: StepResult) -> Iterator[str]:
     shown = preview(result.output, _LONGEST)
     yield from shown.text.splitlines()
     if shown.cut:
-        yield "… (--json has all of it)"
+        yield "…"
 
 
 def _note_line(view: RunView, note: Any) -> tuple[str, int]:
@@ -161,3 +172,29 @@ def _note_line(view: RunView, note: Any) -> tuple[str, int]:
         assert isinstance(note, StepLogged)
         text = f"{level_name(note.level)} {note.logger}: {log_text(note.message)}"
     return escape_controls(f"{moment:%H:%M:%S} {text}"), 9
+
+
+def more_lines(
+    result: StepResult, view: RunView, step: str, journal: str, console: Console
+) -> Iterator[Text]:
+    """Yield why a step failed, or items of it, and how to see what is left out."""
+    viewed = view.steps[step]
+    if result.items is not None:
+        lines = [*traceback_lines(view, viewed)]
+    else:
+        failed = result.error is not None and not result.fell_back
+        lines = format_error(result.error).splitlines() if failed and result.error else []
+    if lines:
+        yield from indented(["", *lines], console)
+    hints = list[tuple[str, str, tuple[str, ...]]]()
+    if result.items:
+        group = next(iter(item_errors(viewed)), None)
+        item = group.items[0] if group is not None else result.items[0].item
+        hints.append(("To see one of its items", f"{step}[{item}]", ()))
+    if result.status == "SUCCESS" and preview(result.output, _LONGEST).cut:
+        hints.append(("To see all of the output", result.step_name, ("--json",)))
+    for number, (purpose, name, flags) in enumerate(hints):
+        if not number:
+            yield Text("")
+        command = command_of("show", view.run_id, name, *flags, journal=journal)
+        yield from indented([escape_controls(f"{purpose}: {command}")], console)

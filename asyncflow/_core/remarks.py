@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from asyncflow._core.failures import error_counts, item_errors
 from asyncflow._core.results import StepResult, StepStatus, earlier_attempts, has_fallen_back
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import LONGEST_LINE, cut, describe_error, duration, escape_controls
@@ -92,7 +93,9 @@ def _of_items(step: StepView | StepResult) -> tuple[str, str, str]:
     failed, tolerated, fallbacks, reused_items = tally[StepStatus.FAILED], "", "", ""
     if failed and step.status is StepStatus.SUCCESS:
         given = count - tally[StepStatus.SKIPPED]
+        final = [group for group in item_errors(step) if group.end == "failed"]
         tolerated = f"{failed} of {given} item{'' if given == 1 else 's'} failed, tolerated"
+        tolerated += f" ({error_counts(final)})"
     if fallen := sum(map(has_fallen_back, items)):
         fallbacks = f"{fallen:,} of {len(items):,} items fell back"
     reused = 0 if step.reused else sum([item.reused for item in items])

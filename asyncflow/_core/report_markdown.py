@@ -11,16 +11,18 @@ import html
 import re
 from collections.abc import Iterator
 
-from asyncflow._core.failures import failures
+from asyncflow._core.failures import failures, why_failed
 from asyncflow._core.looks import WORST_FIRST, look_of
 from asyncflow._core.remarks import result_note
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult
+from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.text import cut, duration, escape_controls, plural
 from asyncflow._core.tracebacks import format_error
 
 # In all, less than the 1 MiB that the summary of a job on GitHub may have.
 _MOST_ROWS, _MOST_TRACEBACKS = 100, 10
+_MOST_ITEMS = 8
+"""How many items of a group of errors are named."""
 _NAME, _WORDS, _TRACEBACK = 100, 500, 8_000
 
 _ACTIVE = re.compile(r"[!#$%&*+:-@\[-`{-~]|(?<=\w)[./](?=\w)")
@@ -50,19 +52,33 @@ def _lines(report: RunReport) -> Iterator[str]:
         yield f"| {_code(result.step_name)} | {facts} | {note} |"
     if len(results) > _MOST_ROWS:
         yield f"\nand {plural(len(results) - _MOST_ROWS, 'more step')}"
-    for result in failed[:_MOST_TRACEBACKS]:
-        yield from _traceback(result)
-    if len(failed) > _MOST_TRACEBACKS:
-        yield f"\nand {plural(len(failed) - _MOST_TRACEBACKS, 'more traceback')}"
+    endured = [each for each in others if each.items and each.status is StepStatus.SUCCESS]
+    traced = [one for result in (*failed, *endured) for one in _errors(result)]
+    for of, error in traced[:_MOST_TRACEBACKS]:
+        yield from _traceback(of, error)
+    if len(traced) > _MOST_TRACEBACKS:
+        yield f"\nand {plural(len(traced) - _MOST_TRACEBACKS, 'more traceback')}"
 
 
-def _traceback(result: StepResult) -> Iterator[str]:
-    assert result.error is not None
-    text = format_error(result.error)
+def _errors(result: StepResult) -> Iterator[tuple[str, BaseException]]:
+    """Yield the error of a step, and one for each group of those of its items, with whose it is."""
+    error, groups = why_failed(result)
+    name = _code(result.step_name)
+    if error is not None:
+        yield name, error
+    for group in groups:
+        more = len(group.items) - _MOST_ITEMS
+        named = ", ".join(f"[{item}]" for item in group.items[:_MOST_ITEMS])
+        items = _words(f"{group.label}, {named}{f' and {more:,} more' if more > 0 else ''}")
+        yield f"{name}: {items}", group.first
+
+
+def _traceback(of: str, error: BaseException) -> Iterator[str]:
+    text = format_error(error)
     if len(text) > _TRACEBACK:
         text = f"({len(text) - _TRACEBACK:,} characters left out)\n{text[-_TRACEBACK:]}"
     # Between blank lines, only the end of `pre` ends it, and the text can't have that.
-    yield f"\n<details><summary>Traceback of {_code(result.step_name)}</summary>\n"
+    yield f"\n<details><summary>Traceback of {of}</summary>\n"
     yield f"<pre>\n{html.escape(text, quote=False)}\n</pre>\n\n</details>"
 
 

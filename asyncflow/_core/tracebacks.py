@@ -213,6 +213,27 @@ def user_frames(error: BaseException) -> list[SourceLine]:
     return [each for each in frames if not each.path.startswith(_installed())] or frames
 
 
+_PLACE = re.compile(r'[ |]*File "(.*)", line (\d+), in ')
+
+
+def raised_at(error: BaseException) -> tuple[str, int] | None:
+    """Return the path and the line of the user's innermost frame of an error, if it has one.
+
+    It is as `user_frames` says, and much faster, as many errors are put into groups by it.
+    """
+    if isinstance(error, RestoredError):
+        matches = map(_PLACE.match, error.traceback.splitlines())
+        places = [(found[1], int(found[2])) for found in matches if found is not None]
+    else:
+        places, trace = [], error.__traceback__
+        while trace is not None:
+            places.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+            trace = trace.tb_next
+    places = [place for place in places if not is_internal_frame(place[0])]
+    users = [place for place in places if not place[0].startswith(_installed())]
+    return next(reversed(users or places), None)
+
+
 _LIBRARIES = ("asyncio", "anyio", "asyncflow", "uvloop")
 
 

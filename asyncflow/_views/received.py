@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, TypeAlias
 
-from asyncflow._core.fingerprint import parameters_of
-from asyncflow._core.results import StepStatus, visible_output
+from asyncflow._core.fingerprint import Parameters, parameters_of
+from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, StepStatus, visible_output
 from asyncflow._core.step_view import StepView
 from asyncflow._views.preview import Preview, preview
 from asyncflow._views.run_view import RunView
@@ -24,18 +24,63 @@ class Received(NamedTuple):
     step: str = ""
     """The step whose output it is, or what has the item: a step, or an input."""
     value: Preview | None = None
-    """The beginning of that output, or of the input; ``None`` if there is none."""
+    """The beginning of that output, or of the input, or of the item of it; ``None`` if there is
+    none, or it is not known."""
+    item: int | None = None
+    """Which item of the output or of the input it is; ``None`` for a step, which has all."""
 
 
-def received(view: RunView, step: StepView) -> list[Received] | None:
-    """Return what each parameter of a step receives; ``None`` if that is not known."""
+def received(view: RunView, step: StepView, item: int | None = None) -> list[Received] | None:
+    """Return what each parameter of a step, or of an item of it, receives.
+
+    ``None`` if that is not known.
+    """
+    found = _parameters(view, step)
+    if found is None:
+        return None
+    taken = [_received(view, step, *pair, found.map_over) for pair in found.sources.items()]
+    if item is None:
+        return taken
+    value = item_value(view, step, item)
+    return [
+        each._replace(value=value, item=item) if each.source in ("item", "input item") else each
+        for each in taken
+    ]
+
+
+def item_value(view: RunView, step: StepView, item: int, most: int | None = None) -> Preview | None:
+    """Return the beginning of the value of an item that a mapped step received.
+
+    ``most`` is how many bytes it may take. ``None`` if the value is not known: it was not stored,
+    or came from a source that is no list.
+    """
+    found = _parameters(view, step)
+    if found is None or not found.map_over:
+        return None
+    maker, values = view.steps.get(found.map_over), None
+    if found.map_over not in step.depends_on or maker is None:
+        values = view.shown_inputs.get(found.map_over)
+    elif maker.items is not None:
+        # The items of the two steps have the same numbers, even if some of them are missing here.
+        of_maker = maker.items.get(item)
+        if of_maker is None or of_maker.status is not StepStatus.SUCCESS:
+            return None
+        known = maker.keeps_outputs
+        return _in_a_line(visible_output(of_maker), most or _VALUE) if known else None
+    elif maker.status is StepStatus.SUCCESS:
+        values = visible_output(maker)
+    if not isinstance(values, list | tuple) or not 0 <= item < len(values):
+        # What is secret as a whole is secret in its parts.
+        is_secret = type(values) is RestoredOutput and values == REDACTED_OUTPUT
+        return _in_a_line(values) if is_secret else None
+    return _in_a_line(values[item], most or _VALUE)
+
+
+def _parameters(view: RunView, step: StepView) -> Parameters | None:
     stored = view.fingerprints.get(step.name)
     # An input over which the step is mapped may be the source of a parameter, as a step may.
     sources = (*step.depends_on, *view.shown_inputs)
-    found = None if stored is None else parameters_of(stored[0], sources)
-    if found is None:
-        return None
-    return [_received(view, step, *pair, found.map_over) for pair in found.sources.items()]
+    return None if stored is None else parameters_of(stored[0], sources)
 
 
 def _received(view: RunView, step: StepView, parameter: str, source: str, mapped: str) -> Received:
@@ -55,7 +100,7 @@ def _received(view: RunView, step: StepView, parameter: str, source: str, mapped
     return Received(parameter, "item" if source == mapped else "step", source, value)
 
 
-def _in_a_line(value: object) -> Preview:
-    shown = preview(value, _VALUE)
+def _in_a_line(value: object, most: int = _VALUE) -> Preview:
+    shown = preview(value, most)
     text = re.sub(r"(?<=[\[({])\n *|\n *(?=[\])}])", "", shown.text)
     return shown._replace(text=re.sub(r"\n *", " ", text))

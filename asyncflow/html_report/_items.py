@@ -1,13 +1,12 @@
-"""The items of a mapped step: a cell for each by its outcome, and their errors in groups."""
+"""The items of a mapped step: a cell for each by its outcome."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from asyncflow._core.errors import RestoredError
 from asyncflow._core.looks import OUTCOME_LOOKS, STEP_LOOKS, Look
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
@@ -116,36 +115,3 @@ def _attempt(attempt: AttemptView) -> str:
 
 def _tenths(ms: float) -> str:
     return f"{ms:.1f}".removesuffix(".0")
-
-
-class ErrorGroup(NamedTuple):
-    """Errors of one type among the items of a mapped step."""
-
-    name: str
-    """The type, without its module."""
-    first: BaseException
-    items: list[int]
-    """The items that have one, in order."""
-    number: int
-    is_final: bool
-    """Whether they made their items fail; otherwise another attempt followed."""
-
-    @classmethod
-    def of(cls, items: Iterable[tuple[int, StepView]]) -> list[ErrorGroup]:
-        """Return the groups of the errors of items, which come in order: final ones first."""
-        errors: dict[tuple[bool, str], list[tuple[int, BaseException]]] = {}
-        for number, item in items:
-            for error in [item.error] if item.error else [each.error for each in item.attempts]:
-                if error is not None:
-                    key = (item.error is not None, _type_of(error))
-                    errors.setdefault(key, []).append((number, error))
-        groups = [
-            cls(name, found[0][1], list(dict(found)), len(found), is_final)
-            for (is_final, name), found in errors.items()
-        ]
-        return sorted(groups, key=lambda group: (not group.is_final, -group.number))
-
-
-def _type_of(error: BaseException) -> str:
-    name = error.type_name if isinstance(error, RestoredError) else type(error).__name__
-    return name.rpartition(".")[2]

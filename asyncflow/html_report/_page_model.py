@@ -12,7 +12,15 @@ from itertools import groupby, pairwise
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
-from asyncflow._core.failures import fail_fast_reason
+from asyncflow._core.failures import (
+    ItemErrors,
+    error_counts,
+    fail_fast_reason,
+    failed_items,
+    final_errors,
+    item_errors,
+    own_error,
+)
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, WORST_FIRST, Look, counted_looks, look_of
 from asyncflow._core.remarks import nth_of, remarks_of, waited_text
 from asyncflow._core.results import (
@@ -24,16 +32,17 @@ from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.slowness import Slower, is_comparable, is_slower
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration, escape_controls
+from asyncflow._views.item_errors import items_with_values
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.progress import left_text
-from asyncflow._views.received import Received, received
-from asyncflow._views.run_end import again_steps, is_retried
+from asyncflow._views.received import Received, item_value, received
+from asyncflow._views.run_end import again_steps, endured_steps, is_retried
 from asyncflow._views.run_view import RunView
 from asyncflow._views.slowness import slowness_of, slowness_text
 from asyncflow._views.spans import spans_of
 from asyncflow._views.waiting import Wait
-from asyncflow.html_report._items import OUTCOMES, ErrorGroup, ItemCells, outcome_of
+from asyncflow.html_report._items import OUTCOMES, ItemCells, outcome_of
 from asyncflow.html_report._notes_model import NotesModel
 from asyncflow.html_report._timeline import (
     LAYERS,
@@ -78,6 +87,7 @@ last ones have tracebacks."""
 
 # In bytes of the page.
 _OUTPUT, _TRACE, _EARLIER_TRACE, _WORDS = 2_000, 4_000, 2_000, 240
+_ITEM_VALUE = 80
 _WHOLE = 1_000_000
 """An output or a traceback of a step that is shown alone."""
 _REASON = 400
@@ -184,6 +194,8 @@ class PageModel:
         self._only = only
         self._traces: dict[tuple[int, int], Preview] = {}
         """Tracebacks of errors, by their ids, up to a limit."""
+        self._errors: dict[str, list[ItemErrors]] = {}
+        """The errors of the items of each step, by its name."""
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
@@ -354,7 +366,7 @@ class PageModel:
         """Return what the filter of the page knows of a step: ``failed``, ``retried``, ``slow``."""
         took = step.duration_ms(self.now_ms)
         found = {
-            "failed": step.status is StepStatus.FAILED,
+            "failed": step.status is StepStatus.FAILED or failed_items(step) > 0,
             "retried": is_retried(step),
             "slow": took is not None and self._is_slow(step, took),
         }
@@ -530,8 +542,9 @@ class PageModel:
     def occurring(self) -> set[str]:
         found = {"waits" for step in self.view.steps.values() if step.wait is not None}
         for step in self.view.steps.values():
-            for each in step.all_attempts():
-                found.add(self.end(each))
+            for each, of_item in step.attempts_of_items():
+                is_retried = of_item == "retried" and step.items is not None
+                found.add("retried" if is_retried else self.end(each))
                 if each.retry_in_ms:
                     found.add("backoff")
                 if each.queued_ms or each.is_queued:
@@ -608,11 +621,14 @@ class PageModel:
         return counted_looks(step.tally, 0, has_died=self.context.is_orphaned)
 
     def item_attempts(self, step: StepView, segment: int) -> str:
-        """Return how the attempts of its items ended: ``206 attempts: 200 succeeded, 6 failed``."""
-        attempts = [each for each in step.all_attempts() if each.segment == segment]
-        ends = Counter[str](map(self.end, attempts))
+        """Return how those of its items ended: ``206 attempts: 200 succeeded, 6 retried``."""
+        ends = Counter(
+            "retried" if end == "retried" else self.end(attempt)
+            for attempt, end in step.attempts_of_items()
+            if attempt.segment == segment
+        )
         if segment == step.segment:
-            ends["failed"] += step.left_out_attempts - step.left_out
+            ends["retried"] += step.left_out_attempts - step.left_out
             ends["succeeded"] += step.left_out
         number = ends.total()
         parts = ", ".join(f"{ends[end]} {end}" for end in reversed(LAYERS) if ends[end])
@@ -635,8 +651,41 @@ class PageModel:
         most = max(min(MOST_CELLS, ALL_CELLS // max(self._mapped, 1)), 1)
         return ItemCells.of(step, self.item_count(step), most)
 
-    def error_groups(self, step: StepView) -> list[ErrorGroup]:
-        return ErrorGroup.of(sorted((step.items or {}).items()))
+    def error_groups(self, step: StepView) -> list[ItemErrors]:
+        """Return the errors of its items in groups."""
+        found = self._errors.get(step.name)
+        if found is None:
+            found = self._errors[step.name] = item_errors(step)
+        return found
+
+    def final_errors(self, step: StepView) -> list[ItemErrors]:
+        return final_errors(self.error_groups(step))
+
+    def message(self, group: ItemErrors) -> str:
+        """Return what the first error of a group says, beside its type."""
+        return error_line(group.first).removeprefix(group.name).removeprefix(": ")
+
+    def named_items(self, step: StepView, group: ItemErrors) -> list[tuple[int, str]]:
+        """Return the first items of a group of errors, each with what it received."""
+        return items_with_values(self.view, step, group)
+
+    def item_value(self, step: StepView, item: int) -> Preview | None:
+        return item_value(self.view, step, item, _ITEM_VALUE)
+
+    @property
+    def endured(self) -> list[StepView]:
+        """The steps that succeeded although items of them failed."""
+        return [each for each in endured_steps(self.view) if failed_items(each)]
+
+    def failed_items_text(self, step: StepView) -> str:
+        """Return ``1,980 of 2,000 · 20 failed: OSError x 10, ValueError x 10``."""
+        failed = [group for group in self.error_groups(step) if group.end == "failed"]
+        counts = f"{step.tally[StepStatus.SUCCESS]:,} of {self.item_count(step):,}"
+        return f"{counts} · {failed_items(step):,} failed: {error_counts(failed)}"
+
+    def error(self, step: StepView) -> BaseException | None:
+        """Return the error of a step, unless that only says which of its items have failed."""
+        return own_error(step)
 
 
 def error_line(error: BaseException) -> str:

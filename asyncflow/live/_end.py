@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
+from asyncflow._core.failures import why_failed
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.remarks import nth_of, waited_text
 from asyncflow._core.results import RunStatus, StepStatus
@@ -24,6 +25,7 @@ from asyncflow._core.slowness import Slower
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import describe_error, duration, error_lines, plural
 from asyncflow._core.tracebacks import user_frames
+from asyncflow._views.item_errors import items_text
 from asyncflow._views.run_end import LostSteps, lost_steps, verdict
 from asyncflow._views.run_view import RunView
 from asyncflow.live._theme import Theme, elide, elide_middle, printable
@@ -57,7 +59,7 @@ def run_end(
     else:
         lost = list(_lost(lost_steps(view), width, theme))
         room = height - 1 - len(lost) - len(foot)
-        body = [title, *_failed(view.failures, room, width, theme), *lost]
+        body = [title, *_failed(view, room, width, theme), *lost]
     lines = [*body, *foot][-height:]
     for line in lines:
         line.truncate(width)  # with hardly any cells, the columns don't shrink any further
@@ -110,30 +112,38 @@ def _waits(step: StepView) -> str:
 # Failed steps.
 
 
-def _failed(steps: Sequence[StepView], room: int, width: int, theme: Theme) -> list[Text]:
+def _failed(view: RunView, room: int, width: int, theme: Theme) -> list[Text]:
+    steps = view.failures
     shown = steps if 2 * len(steps) <= room else steps[: max((room - 1) // 2, 0)]
     more = [f"{theme.ellipsis} and {len(steps) - len(shown):,} more with errors"]
     more = more if len(shown) < len(steps) and room > 0 else []
     lines: list[Text] = []
     for frames, most in _DETAIL:
-        lines = [line for step in shown for line in _with_error(step, frames, most, width, theme)]
+        lines = [
+            line for step in shown for line in _with_error(view, step, frames, most, width, theme)
+        ]
         if len(lines) + len(more) <= room:
             break
     return [*lines, *(Text(each, "dim", no_wrap=True) for each in more)]
 
 
-def _with_error(step: StepView, frames: int, most: int, width: int, theme: Theme) -> Iterator[Text]:
-    """Yield the lines of a step: its name, the user's innermost frames, and its error."""
-    assert step.error is not None
+def _with_error(
+    view: RunView, step: StepView, frames: int, most: int, width: int, theme: Theme
+) -> Iterator[Text]:
+    """Yield the lines of a step: its name, the user's innermost frames, and its error.
+
+    Those of items are in groups, and the frames are of the first one.
+    """
+    error, groups = why_failed(step)
     yield failure_head(step, width, theme)
-    for frame in user_frames(step.error)[-frames:] if frames else []:
+    for frame in user_frames(error or groups[0].first)[-frames:] if frames else []:
         place = f'File "{_shown_path(frame.path)}", line {frame.line}, in {frame.function}'
         yield _line(f"  {place}", width, theme)
         if frame.code:
             yield _line(f"    {frame.code}", width, theme)
-    lines = [
-        line for each in _message(step.error) for line in textwrap.wrap(each, max(width - 2, 10))
-    ]
+    texts = [] if error is None else _message(error)
+    lines = [line for each in texts for line in textwrap.wrap(each, max(width - 2, 10))]
+    lines += [f"{group.words}, {items_text(view, step, group)}" for group in groups]
     if len(lines) > most:
         lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
     for line in lines:

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 from rich.cells import cell_len
 from rich.text import Text
 
+from asyncflow._core.failures import error_counts, item_errors, own_error
 from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, WAITS_LOOK, look_of
 from asyncflow._core.remarks import nth_of, remarks_of
 from asyncflow._core.results import StepStatus
@@ -173,11 +174,14 @@ def words_of(step: StepView, now_ms: float, reported: _Reported, *, has_died: bo
     if said.died:
         return ", ".join(filter(None, [said.died, _items(step)]))
     is_running = step.status is StepStatus.RUNNING
+    failure = said.failure
+    if step.error is not None and own_error(step) is None:
+        failure = ""  # its items say it
     parts = [
         *(said.before, said.waits, said.answered, said.reason, _items(step)),
         *(_items_under_way(step, reported) if is_running else ()),
         _attempt(step, now_ms) if is_running else "",
-        *(said.failure, said.fallbacks, said.reused_items),
+        *(failure, said.fallbacks, said.reused_items),
         # Of what was skipped, the reason takes the room.
         "" if step.status is StepStatus.SKIPPED else said.reused,
         "" if is_running or said.before else _attempts(step),
@@ -224,9 +228,13 @@ def _items(step: StepView) -> str:
     of = ""
     if step.item_count is not None and step.status is not StepStatus.SUCCESS:
         count, of = step.item_count, f" of {step.item_count:,}"
-    failed = step.tally[StepStatus.FAILED]
+    failed, why = step.tally[StepStatus.FAILED], ""
+    if failed and step.ended_ms is not None:
+        of = of or f" of {settled:,}"
+        settled = step.tally[StepStatus.SUCCESS]
+        why = f": {error_counts(each for each in item_errors(step) if each.end == 'failed')}"
     text = f"{settled:,}{of} item{'' if count == 1 else 's'}"
-    return f"{text}, {failed:,} failed" if failed else text
+    return f"{text}, {failed:,} failed{why}" if failed else text
 
 
 def _items_under_way(step: StepView, reported: _Reported) -> Iterator[str]:

@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 from browser.axe import violations
 from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET
+from mapped_run import mapped_run
 
 from asyncflow import RunStatus, StepStatus
 from asyncflow._views.dag import wrapped
@@ -637,6 +638,17 @@ async def test_steps_are_filtered_by_status(opened: Open, golden: str) -> None:
 
     assert await page.locator("#found").inner_text() == "3 of 12"
     assert await page.locator("#steps-table tbody tr:visible .badge.skipped").count() == 3
+
+
+async def test_the_chip_of_what_failed_counts_items_of_steps_that_passed(opened: Open) -> None:
+    ends = [StepSucceeded("fetch", 0, 2e3, None), RunFinished(2e3, RunStatus.PASSED)]
+    page = await opened(to_html([*mapped_run(3, retried=False)[:-2], *ends]))
+
+    await page.locator('[data-only="failed"]').click()
+
+    assert await page.locator("#found").inner_text() == "1 of 1, 3 failed items"
+    await page.locator('#failure [data-item="66"]').click()
+    assert "fetch[66]: failed" in await page.locator(".of-item").inner_text()
 
 
 async def test_the_table_of_steps_can_be_sorted_by_any_column(opened: Open, golden: str) -> None:

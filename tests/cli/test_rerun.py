@@ -253,11 +253,11 @@ def test_the_missing_files_of_a_night_are_listed_and_fetched_next_morning(shell:
     shell.write("delivered", "")
     again = shell("rerun", "night", "night:night").stdout
 
-    assert re.search(r"\n✓ SUCCESS    fetch  4 items, 1 failed  ", shown)
+    assert re.search(r"\n✓ SUCCESS    fetch  3 of 4 items, 1 failed: FileNotFoundError  ", shown)
     assert (
         "\n\nFailed, and tolerated or fell back:\n"
-        "  fetch[1]: FileNotFoundError: b\n"
-        "  load[3]: fell back: ValueError: no table\n\n✓ PASSED in "
+        "  fetch: FileNotFoundError: b, [1] of 'b'\n"
+        "  load: fell back: ValueError: no table, [3] of 'd'\n\n✓ PASSED in "
     ) in shown
     assert ": 3 of 4 items reused: run again because 1 item had failed" in again
     assert "load (4 attempt(s), " in again

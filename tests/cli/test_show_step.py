@@ -96,7 +96,7 @@ def test_an_item_and_the_json(shop: Shell) -> None:
     item = shop("show", "first", "double[1]").stdout
     as_json = shop.json("show", "first", "double[1]", "--json")
 
-    assert "  number is an item of the output of extract: [7, 8]\n" in item
+    assert "  number is item 1 of the output of extract: 8\n" in item
     assert item.endswith("Output\n  16\n")
     assert (as_json["output"], as_json["item"]) == (16, 1)
     assert shop.json("show", "first", "extract", "--json")["output"] == [7, 8]
@@ -147,3 +147,63 @@ def test_a_step_with_its_calls_by_name(shell: Shell) -> None:
         ("1", "ask-1"),
         ("2", "ask-2"),
     ]
+
+
+MANY = """
+    from asyncflow import Pipeline, collect, each
+
+    images = Pipeline("images")
+
+    @images.step
+    async def names() -> list[str]:
+        return [f"{number}.png" for number in range(2000)]
+
+    @images.step(tolerated_failures=50)
+    async def resize(name: str = each(names)) -> str:
+        number = int(name.removesuffix(".png"))
+        if number % 200 == 37:
+            raise OSError("cannot identify image file")
+        if number % 200 == 137:
+            raise ValueError(f"{name} is 0 px wide")
+        return name
+
+    @images.step
+    async def crop(name: str = each(collect(resize))) -> str:
+        if name == "5.png":
+            raise KeyError(name)
+        return name
+"""
+
+
+def test_failures_of_items_are_grouped_with_their_values(shell: Shell) -> None:
+    shell.write("images.py", MANY)
+    ended = shell("run", "images:images", "--run-id", "first", "--quiet", exits=1)
+    shown, step = (shell("show", *words).stdout for words in (["first"], ["first", "resize"]))
+    of_item = shell("show", "first", "crop[5]").stdout
+
+    counts = "1,980 of 2,000 items, 20 failed: OSError x 10, ValueError x 10"
+    assert f"✓ SUCCESS    resize  {counts}" in step
+    some = "[37] of '37.png', [237] of '237.png', "
+    assert f"  resize: OSError x 10: cannot identify image file, {some}" in shown
+    assert "  resize: ValueError x 10: 137.png is 0 px wide, [137] of '137.png', " in shown
+    for text in (ended.stderr, shown):
+        assert "KeyError: [5] of '5.png'\n  Traceback (most recent call last):\n" in text
+        assert text.count("Traceback (most recent call last)") == 1
+        assert "sub-exception" not in text.replace(MANY, "")
+    assert step.count("Traceback (most recent call last)") == 2
+    assert f"\nOSError x 10: {some}" in step
+    assert "  name is item 5 of the output of resize: '5.png'\n" in of_item
+
+
+def test_a_step_is_cut_and_says_how_to_see_the_rest(shell: Shell) -> None:
+    shell.write("images.py", MANY)
+    shell("run", "images:images", "--run-id", "first", "--quiet", "--target", "resize")
+
+    step = shell("show", "first", "resize").stdout
+
+    assert len(step) < 6_000
+    assert step.endswith(
+        "\n\nTo see one of its items: asyncflow show first 'resize[37]'\n"
+        "To see all of the output: asyncflow show first resize --json\n"
+    )
+    assert len(shell.json("show", "first", "resize", "--json")["output"]) == 1_980

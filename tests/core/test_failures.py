@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 from results import cancelled, failed, mapped, report_of, skipped, succeeded
 
-from asyncflow import RunReport, RunStatus
+from asyncflow import Attempt, RunReport, RunStatus, StepResult, StepStatus
 from asyncflow._cli.output import format_tracebacks
-from asyncflow._core.failures import failures, first_failure
+from asyncflow._core.failures import (
+    error_counts,
+    failures,
+    final_errors,
+    first_failure,
+    item_errors,
+    own_error,
+    why_failed,
+)
+from asyncflow._core.results import to_restored_error
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptStarted,
@@ -60,3 +71,75 @@ def test_texts_and_pages_of_a_resumed_run_agree_on_the_first_failure() -> None:
     assert re.findall("Step (.*) failed", format_tracebacks(report)) == ["once", "twice"]
     assert re.findall("Traceback of <code>(.*)</code>", report.to_markdown()) == ["once", "twice"]
     assert report_of(*results).compare(report).to_json().count('"first_failure": "once"') == 2
+
+
+# Errors of items.
+
+
+def refuse(number: int) -> None:
+    raise ValueError(f"{number} is odd")
+
+
+def errors_of(*calls: Callable[[], object]) -> list[BaseException]:
+    found = list[BaseException]()
+    for call in calls:
+        try:
+            call()
+        except Exception as error:
+            found.append(error)
+    return found
+
+
+def with_errors(*errors: BaseException, error: BaseException | None = None) -> StepResult:
+    items = [failed(f"x[{at}]", each, item=at) for at, each in enumerate(errors)]
+    whole = mapped("x", *items, succeeded(f"x[{len(items)}]", item=len(items)))
+    return whole if error is None else replace(whole, status=StepStatus.FAILED, error=error)
+
+
+@pytest.mark.parametrize("convert", [lambda error: error, to_restored_error])
+def test_errors_of_items_are_alike_if_their_type_is_and_the_line_that_raised_them(
+    convert: Callable[[BaseException], BaseException],
+) -> None:
+    raised = errors_of(
+        lambda: refuse(1),
+        lambda: refuse(3),
+        lambda: int("a"),
+        lambda: {}["a"],
+        lambda: refuse(5),
+    )
+
+    groups = item_errors(with_errors(*map(convert, raised)))
+
+    assert [(group.end, group.label, group.items) for group in groups] == [
+        ("failed", "ValueError x 3", (0, 1, 4)),
+        ("failed", "ValueError", (2,)),
+        ("failed", "KeyError", (3,)),
+    ]
+    assert groups[0].words == "ValueError x 3: 1 is odd"
+    assert error_counts(groups) == "ValueError x 4, KeyError"
+
+
+def test_what_failed_for_good_comes_before_what_was_retried() -> None:
+    again = Attempt(1, 0.0, 1.0, OSError("busy")), Attempt(2, 2.0, 1.0, None)
+    retried = [succeeded(f"x[{at}]", item=at, attempts=2, recorded=again) for at in range(2)]
+    fell_back = succeeded("x[2]", error=KeyError("no"), item=2)
+    groups = item_errors(mapped("x", *retried, fell_back, failed("x[3]", OSError("gone"), item=3)))
+
+    ends = [(group.end, group.label) for group in groups]
+    assert ends == [("failed", "OSError"), ("fell back", "KeyError"), ("retried", "OSError x 2")]
+    assert [group.end for group in final_errors(groups)] == ["failed", "fell back"]
+
+
+@pytest.mark.parametrize("convert", [lambda error: error, to_restored_error])
+def test_the_error_of_a_map_is_its_own_only_if_it_says_more_than_its_items_do(
+    convert: Callable[[BaseException], BaseException],
+) -> None:
+    of_items, source = [OSError("a"), OSError("b")], ConnectionError("the source broke")
+    only_items = with_errors(*of_items, error=convert(ExceptionGroup("2 of 3 failed", of_items)))
+    group = convert(ExceptionGroup("2 of 3 failed", [source, *of_items]))
+    with_source = with_errors(*of_items, error=group)
+
+    assert own_error(only_items) is None
+    assert own_error(with_source) is (source if isinstance(group, ExceptionGroup) else group)
+    assert own_error(failed("y", source)) is source
+    assert [each.label for each in why_failed(with_source)[1]] == ["OSError x 2"]

@@ -71,7 +71,7 @@ def test_what_items_did_is_said_when_their_step_has_ended() -> None:
     said = remarks_of(mapped("m", *items))
 
     assert ", ".join(filter(None, said)) == (
-        "1 of 3 items failed, tolerated, 1 of 3 items fell back, 1 of 3 items reused"
+        "1 of 3 items failed, tolerated (OSError), 1 of 3 items fell back, 1 of 3 items reused"
     )
 
 

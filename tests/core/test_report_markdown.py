@@ -159,15 +159,20 @@ def test_it_says_what_failed_of_steps_that_succeeded() -> None:
         WorkflowStep("guess", lost, fallback=lambda error: 0),
     ]
 
-    page = Page(run_in_virtual_time(run_pipeline(steps)).to_markdown())
+    markdown = run_in_virtual_time(run_pipeline(steps)).to_markdown()
 
+    page = Page(markdown)
     assert {row[0]: row[4] for row in page.rows} == {
         "numbers": "",
-        "tolerant": "2 of 3 items failed, tolerated",
+        "tolerant": "2 of 3 items failed, tolerated (ValueError x 2)",
         "guarded": "2 of 3 items fell back",
         "guess": "fell back: OSError: no <page>",
     }
-    assert page.traces == []
+    of_items = [trace.splitlines()[-1] for trace in page.traces]
+    assert of_items == ["ValueError: 1 | is <odd>"] * 2  # one for each group
+    assert (
+        "Traceback of <code>tolerant</code>: ValueError x 2, &#91;0&#93;, &#91;1&#93;" in markdown
+    )
 
 
 def test_an_error_and_a_name_can_be_anything() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 
 import pytest
 from mapped_run import chain_run, mapped_run
 from results import failed, mapped, report_of, succeeded
 
-from asyncflow import RunReport, WorkflowStep, run_pipeline
+from asyncflow import RunReport, RunStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.looks import OUTCOME_LOOKS
 from asyncflow._views.run_view import RunView, view_of
@@ -17,6 +18,7 @@ from asyncflow.events import (
     AttemptStarted,
     Event,
     MapStarted,
+    RunFinished,
     RunStarted,
     StepCancelled,
     StepFailed,
@@ -129,13 +131,13 @@ def test_of_very_many_items_a_cell_stands_for_several_as_the_worst_of_them() -> 
 
 
 @pytest.mark.parametrize(
-    ("retried", "text"), [(False, "×6<br>"), (True, '×6 <span class="dim">then another')]
+    ("retried", "text"), [(False, "<span"), (True, '<span class="dim">then another attempt</span>')]
 )
 def test_the_details_group_the_errors_with_links_to_their_items(retried: bool, text: str) -> None:
     run = mapped_run(6, retried=retried)
     html = to_html(run)
 
-    assert "<strong>ConnectionError</strong> " + text in html
+    assert "<strong>ConnectionError x 6</strong> " + text in html
     assert '<a href="#s0" data-item="33">[33]</a>' in html
     assert "reset by peer" in html
 
@@ -151,9 +153,37 @@ def test_many_types_of_errors_and_many_items_are_capped() -> None:
 
     html = to_html(events)
 
-    assert "<strong>Error0</strong> ×24" in html
-    assert "and 12 more" in html
-    assert "and errors of 2 more types" in html
+    assert "<strong>Error0 x 24</strong>" in html
+    assert "and 16 more" in html
+    assert "and 2 more kinds of errors" in html
+
+
+def test_a_passed_run_says_first_which_items_failed_and_why() -> None:
+    prints = {"names": ("()", ""), "fetch": ("(name=names) for each of names", "")}
+    names = ["a.png", "b.png", "c.png"]
+    events: list[Event] = [
+        RunStarted("r", 0.0, {"names": (), "fetch": ("names",)}, "p", prints),
+        AttemptStarted("names", 1, 0.0),
+        StepSucceeded("names", 1, 1.0, names),
+        MapStarted("fetch", 1.0, 3),
+        *(AttemptStarted("fetch", 1, 1.0, item=item) for item in range(3)),
+        StepFailed("fetch", 1, 2.0, OSError("gone"), item=0),
+        StepFailed("fetch", 1, 2.0, OSError("gone too"), item=1),
+        StepSucceeded("fetch", 1, 2.0, None, item=2),
+        StepSucceeded("fetch", 0, 2.0, None),
+        RunFinished(2.0, RunStatus.PASSED),
+    ]
+
+    html = to_html(events)
+
+    assert "1 of 3 · 2 failed: OSError x 2" in html.partition('id="bar"')[0]
+    panel = html.partition('<section class="failure endured"')[2].partition("</section>")[0]
+    assert "<strong>OSError x 2</strong>" in panel
+    assert re.search(
+        r"""\[0\]</a> <code>'a.png'</code>.*\[1\]</a> <code>'b.png'""", unescape(panel)
+    )
+    assert traits_of(events) == {"names": "", "fetch": "failed"}
+    assert 'data-failed="2"' in html
 
 
 # What the filter of the page knows.

@@ -38,5 +38,6 @@ const showItem = () => {
   const attempts = [...cell.attempts.matchAll(/(\d+)([a-z])([\d.]+)\+([\d.]*)/g)];
   const rows = attempts.map(([, number, end, begin, took]) => `<tr><td>${number}</td><td>${ENDS[end]}</td><td>${lasted(+begin)}</td><td>${took ? lasted(+took) : "–"}</td></tr>`);
   if (rows.length) card.insertAdjacentHTML("beforeend", `<table class="attempts"><thead><tr><th>#</th><th>Ended</th><th>Started</th><th>Took</th></tr></thead><tbody>${rows.join("")}</tbody></table>`);
-  if (row) card.append(row.cells[3].textContent);
+  const taken = row?.querySelector(".taken");
+  if (row) card.append(`${taken ? `received ${taken.textContent}: ` : ""}${row.querySelector(".result").textContent}`);
 };
