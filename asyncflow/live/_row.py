@@ -79,18 +79,32 @@ def row(
     look = look_of(step, has_died=has_died)
     status = f"{theme.symbol(look)} {look.word}"
     text.append(fit(status[: columns.status], columns.status), look.colour)
-    name = fit(printable(step.name, theme.encoding), columns.name, theme.ellipsis)
-    text.append(gap + name, "dim" if look is STEP_LOOKS["PENDING"] else "")
+    name = printable(step.name, theme.encoding)
+    name_width, note_width = columns.name, columns.note
     progress = progress_of(step, reported.get(None)) if is_under_way(step) else None
-    if columns.note > 0:
-        text.append("  ")
+
+    def note(width: int) -> Text:
         if look is DIED_LOOK:
             words = words_of(step, now_ms, reported, has_died=True)
-            text.append(fit(words, columns.note, theme.ellipsis), look.colour)
-        elif progress is not None:
-            text.append(_progress_note(step, reported, columns.note, now_ms, theme))
-        else:
-            text.append(_note(step, reported, columns.note, now_ms, theme, usual_ms))
+            return Text(fit(words, width, theme.ellipsis), look.colour, end="")
+        if progress is not None:
+            return _progress_note(step, reported, width, now_ms, theme)
+        return _note(step, reported, width, now_ms, theme, usual_ms)
+
+    if note_width > 0 and cell_len(name) > name_width:  # it takes what the note leaves empty
+        said = note(note_width).plain
+        if progress is None:  # a bar of items may be shorter, or none
+            said = said.lstrip(theme.done + theme.left + " ")
+        used = cell_len(said.rstrip())
+        whole = name_width + 2 + note_width
+        name_width = max(min(cell_len(name), whole - 2 - used if used else whole), name_width)
+        note_width = whole - 2 - name_width
+    name = fit(name, name_width, theme.ellipsis)
+    text.append(gap + name, "dim" if look is STEP_LOOKS["PENDING"] else "")
+    if note_width > 0:
+        text.append("  ").append(note(note_width))
+    elif columns.note > 0:
+        text.append(" " * (note_width + 2))
     duration_ms = step.duration_ms(now_ms) if waits_ms is None else waits_ms
     lasted = "" if duration_ms is None else duration(duration_ms)
     if (

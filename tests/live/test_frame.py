@@ -25,6 +25,7 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     StepFailed,
+    StepSkipped,
     StepSucceeded,
 )
 from asyncflow.live._frame import Expected, LiveRun, frame
@@ -92,6 +93,32 @@ class TestWhatIsUsual:
         assert "left" not in self.lines_at(1_200.0, rerun_of="r0")[-1]
 
 
+class TestNames:
+    def lines_of(self, *events: Event) -> list[str]:
+        name = "geocode_customer_address_with_fallback"
+        run = run_of([RunStarted("r", 0.0, {name: (), "b": ()}), *events])
+        return lines_of(run, now_ms=100.0)
+
+    def test_a_long_name_takes_the_cells_that_its_note_leaves_empty(self) -> None:
+        name = "geocode_customer_address_with_fallback"
+        started = AttemptStarted(name, 1, 0.0)
+        failed = AttemptFailed(name, 1, 50.0, OSError("away"), 0.0)
+        mapped = [MapStarted(name, 0.0, 2_000), AttemptStarted(name, 1, 0.0, item=0)]
+
+        assert f"PENDING    {name}" in self.lines_of()[1]
+        assert f"RUNNING    {name}  " in self.lines_of(started)[1]
+        again = self.lines_of(started, failed, AttemptStarted(name, 2, 60.0))[1]
+        assert "geocode_customer_a…ess_with_fallback  attempt 2 " in again
+        items = self.lines_of(*mapped)[1]
+        assert "geocode_custom…_with_fallback  0 of 2,000 items" in items
+
+    def test_a_name_keeps_its_column_if_the_note_has_no_room(self) -> None:
+        reason = "step 'a' failed and fail_fast is on, so nothing of it can run"
+        skipped = StepSkipped("geocode_customer_address_with_fallback", 1.0, reason)
+
+        assert "geocode_…fallback  step 'a' failed and fail_fa…" in self.lines_of(skipped)[1]
+
+
 class TestGoldenRun:
     def test_a_frame_while_a_step_waits_for_its_next_attempt(self) -> None:
         run = run_of(event for event in GOLDEN[:EVENTS_BEFORE_CRASH] if _time(event) <= 1400)
@@ -122,10 +149,10 @@ tier 1  ✓ SUCCESS    extract                                             900 m
         ✓ SUCCESS    token                                                50 ms
         ⊘ SKIPPED    archive            its condition was false
 tier 2  ○ PENDING    validate
-        ○ PENDING    normalis…ister_v2
+        ○ PENDING    normalise_customer_addr…he_national_register_v2
 tier 3  ○ PENDING    fetch
         ○ PENDING    index
-        ○ PENDING    <script>…/script>
+        ○ PENDING    <script>alert('step')</script>
 tier 4  ○ PENDING    load
 tier 5  ○ PENDING    notify
 tier 6  ○ PENDING    tidy
@@ -155,7 +182,7 @@ nightly import  run nightly-2026-01-01 - resumed, 1 h 0 min with the pause
 tiers 1-2  v 5 succeeded  - 1 skipped
 tier 3     > RUNNING    fetch              ##---------  1 of 4 items     801 ms
            v SUCCESS    index              reused                        0.4 ms
-           > RUNNING    <script>~/script>  attempt 2 of 2                302 ms
+           > RUNNING    <script>alert(~ep')</script>  attempt 2 of 2     302 ms
 tiers 4-6  o 3 pending
 #####################################---------------------------  7 of 12 steps
 > RUNNING  4.8 s   v 6 succeeded  - 1 skipped  > 2 running  o 3 pending"""
