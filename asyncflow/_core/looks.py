@@ -17,7 +17,7 @@ from asyncflow._core.results import StepStatus
 
 class Look(NamedTuple):
     word: str
-    """The status as people know it, and but for WAITS, ORPHANED and STOPPING JSON too."""
+    """The status as people know it, and but for WAITS, ORPHANED, STOPPING and QUEUED JSON too."""
     kind: str
     """Its CSS class."""
     symbol: str
@@ -91,11 +91,13 @@ RUN_LOOKS: Mapping[str, Look] = {
         Look("RUNNING", "running", "▷", ">", "cyan", "running"),
         Look("STOPPING", "cancelled", "□", "|", "yellow", "stopping"),
         Look("WAITING", "waits", "◷", "w", "magenta", "waiting"),
+        Look("QUEUED", "pending", "◌", "q", "dim", "queued"),
         Look("ORPHANED", "orphaned", "◇", "?", "yellow", "orphaned"),
         Look("DAMAGED", "failed", "!", "!", "bold red", "damaged"),
     )
 }
-"""By `RunStatus`, and for a run that is stopping, or whose row in a journal is damaged."""
+"""By `RunStatus`, and for a run that is stopping, one that waits to start, and one whose row in a
+journal is damaged."""
 
 OUTCOME_LOOKS: Mapping[str, Look] = {
     look.word: look

@@ -37,10 +37,18 @@ from asyncflow.events import (
 )
 
 StepOutcome: TypeAlias = Literal[
-    "SUCCESS", "RETRIED", "FAILED", "SKIPPED", "CANCELLED", "REUSED", "RUNNING", "PENDING"
+    "SUCCESS",
+    "RETRIED",
+    "FAILED",
+    "SKIPPED",
+    "CANCELLED",
+    "REUSED",
+    "RUNNING",
+    "WAITS",
+    "PENDING",
 ]
 """How a step ended in a run: its `StepStatus`, or ``RETRIED`` if it succeeded after an attempt that
-had failed, and ``REUSED`` if the run reused its result."""
+had failed, ``REUSED`` if the run reused its result, and ``WAITS`` if it waits for a signal."""
 
 _FAILURES = ("failed", "timed out")
 
@@ -246,6 +254,8 @@ def _run_of(step: StepView) -> StepRun:
 
 
 def _outcome(step: StepView, items: ItemCounts) -> StepOutcome:
+    if step.waiting_since is not None:
+        return "WAITS"
     if step.status is not StepStatus.SUCCESS:
         return cast("StepOutcome", step.status.value)
     if step.reused and step.started_ms is None:

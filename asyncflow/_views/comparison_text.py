@@ -17,6 +17,7 @@ from asyncflow._core.comparison import (
     reused_steps,
 )
 from asyncflow._core.failures import first_failure
+from asyncflow._core.looks import look_of
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus, StepResult
 from asyncflow._core.text import duration, escape_controls, plural
@@ -192,7 +193,7 @@ def pair(before: str, now: str) -> str:
 
 
 def _ended(result: StepResult) -> str:
-    return "fell back" if result.fell_back else str(result.status)
+    return "fell back" if result.fell_back else look_of(result).word
 
 
 def _value(value: object, limit: int = _LONGEST_VALUE) -> str:

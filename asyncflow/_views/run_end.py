@@ -62,7 +62,7 @@ def verdict(
         counts.append(f"{len(again):,} ran again ({_names(again)})")
     said = ", ".join(counts) or "no steps"
     if view.is_queued:
-        return f"{view.word} to start: {said}"
+        return f"{view.word}: {said}"
     ran_ms = view.at_ms if now_ms is None else now_ms
     spent = took(ran_ms, ran_ms + view.paused_ms)
     spent += f" ({slowness_text(slower)})" if slower is not None else ""

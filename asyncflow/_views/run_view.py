@@ -123,7 +123,9 @@ class RunView(StoredRun):
 
     @property
     def word(self) -> str:
-        """The state of the run in one word: STOPPING, or its status."""
+        """The state of the run in one word: STOPPING, QUEUED, or its status."""
+        if self.is_queued:
+            return "QUEUED"
         is_stopping = self.stop_reason is not None and self.is_running
         return "STOPPING" if is_stopping else self.status
 

@@ -179,8 +179,10 @@ def so_far_ms(record: RunRecord, now_s: float) -> float:
 
 
 def listed_status(record: RunRecord) -> str:
-    """Return the status that a list shows for a run, or `DAMAGED`."""
-    return DAMAGED if record.damaged else record.status
+    """Return the status that a list shows: that of a run, ``QUEUED`` or `DAMAGED`."""
+    waits = record.waits_for
+    is_queued = waits is not None and waits.kind != "signal"
+    return DAMAGED if record.damaged else "QUEUED" if is_queued else record.status
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def verdict_lines(
 ) -> list[Text]:
     """Return how a run ended, or where it stands, in lines of a width; see `verdict`."""
     words = verdict(view, now_ms, has_died=has_died, slower=slower)
-    word = words.split(" ", 1)[0]
+    word = words.split(" ", 1)[0].rstrip(":")
     look = RUN_LOOKS[word]
     text = f"{theme.symbol(look)} {words}"
     lines = [Text(each, no_wrap=True) for each in textwrap.wrap(text, max(width, 20))]

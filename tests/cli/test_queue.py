@@ -118,7 +118,7 @@ def test_a_run_that_waits_to_start_is_shown_as_enqueued(shell: Shell) -> None:
     assert head.startswith("Run second of etl with key customer-17, enqueued ")
     assert head.endswith(", waits for key customer-17")
     assert "started" not in head
-    assert verdict == "◷ WAITING to start: 2 pending"
+    assert verdict == "◌ QUEUED: 2 pending"
     assert shown.stderr == "To start it now: asyncflow resume second MODULE:PIPELINE\n"
 
 

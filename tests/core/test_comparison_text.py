@@ -95,6 +95,8 @@ def test_what_was_reused_is_said_instead_of_a_difference() -> None:
 def test_an_end_that_no_status_tells_is_a_fact_too() -> None:
     fallen = succeeded("x", error=OSError())
     assert step_facts(StepComparison("x", fallen, succeeded("x"))) == ["SUCCESS → fell back"]
+    waits = StepResult("x", StepStatus.PENDING, waiting_since=1.0)
+    assert step_facts(StepComparison("x", waits, skipped("x"))) == ["SKIPPED → WAITS"]
     tolerated = mapped("x", failed("x[0]", OSError()), succeeded("x[1]"))
     before = mapped("x", succeeded("x[0]"), succeeded("x[1]"))
     facts = step_facts(StepComparison("x", tolerated, before))

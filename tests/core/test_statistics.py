@@ -39,6 +39,7 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
+    StepWaiting,
 )
 
 BEGIN = AttemptStarted("a", 1, 10.0)
@@ -54,6 +55,8 @@ def resumed(at_ms: float, *, afresh: bool = False) -> RunResumed:
     [
         ([], "PENDING", None),
         ([BEGIN], "RUNNING", None),
+        ([StepWaiting("a", 10.0, 1.0)], "WAITS", None),
+        ([StepWaiting("a", 10.0, 1.0), StepSucceeded("a", 0, 30.0, 1)], "SUCCESS", None),
         ([BEGIN, StepSucceeded("a", 1, 30.0, None)], "SUCCESS", 20.0),
         (
             [

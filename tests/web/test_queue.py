@@ -26,9 +26,9 @@ async def test_the_list_says_for_what_runs_wait_and_how_many(make_client: Any, q
     page = (await make_client(app(queue)).get("/")).text
 
     assert '<p class="dim" id="queued">3 runs wait to start: 2 due' in page
-    assert '<span class="told waits">waits for a place</span>' in page
-    assert '<span class="told waits">waits for key customer-&lt;17&gt;</span>' in page
-    assert '<span class="told waits">waits until <time datetime="' in page
+    assert '<span class="told pending">waits for a place</span>' in page
+    assert '<span class="told pending">waits for key customer-&lt;17&gt;</span>' in page
+    assert '<span class="told pending">waits until <time datetime="' in page
     assert '<div class="brief dim">key customer-&lt;17&gt;</div>' in page
     assert page.count('<span class="dim">enqueued</span>') == 3
 
