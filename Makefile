@@ -56,7 +56,7 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help etl test test-all test-realtime test-slow covered test-lowest test-ray lint check constraints bench bench-ray bench-peers bench-chains
-.PHONY: explore fuzz crash soak dist test-peers test-pages docs
+.PHONY: explore fuzz crash soak mutants dist test-peers test-pages docs
 
 help:
 	@echo "make etl        run the example pipeline"
@@ -73,6 +73,7 @@ help:
 	@echo "make explore    simulate 100,000 random runs, or new ones for so many SECONDS"
 	@echo "make fuzz       give the property tests new random examples"
 	@echo "make crash      kill 1,000 processes of durable runs, or as many as KILLS says"
+	@echo "make mutants    change each line of a module: ARGS=\"MODULE TESTS\""
 	@echo "make constraints  raise the versions that constraints.txt pins"
 	@echo "make dist       build the distributions, their SBOM, and check them where nothing else is"
 	@echo "make soak       run 1,000,000 steps, or as many as STEPS says: nothing may grow"
@@ -130,6 +131,8 @@ lint: $(VENV)/.has-dev
 	@$(py) -m ruff check .
 	@$(py) -m ruff format --check .
 	@$(py) -m mypy --strict
+	@mkdir -p $(VENV)/typed && ln -sfn $(CURDIR)/tests $(VENV)/typed/tests && cd tests && \
+		MYPYPATH=$(abspath $(VENV))/typed $(abspath $(py)) -m mypy --cache-dir ../.mypy_cache/tests .
 
 check: lint
 	@$(py) -m pyright --pythonpath $(py)
@@ -164,6 +167,9 @@ crash: $(tested)
 
 soak: $(tested)
 	@$(py) -m tests.soak $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+mutants: $(VENV)/.has-dev
+	@$(py) -m tests.mutants $(ARGS)
 
 # The SBOM lists what the extras bring: an environment of their own tells.
 dist: $(VENV)/.has-release
