@@ -61,7 +61,8 @@ class Act(NamedTuple):
     block: int = 0
     """For how many ticks it blocks the loop before all else."""
 
-    __repr__ = _shown
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 ENDS = {
@@ -91,7 +92,8 @@ class Items(NamedTuple):
     breaks: str = ""
     """What follows the last item: nothing, ``raise``, ``cancelled`` or ``exit``."""
 
-    __repr__ = _shown
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 class PoolSpec(NamedTuple):
@@ -107,7 +109,8 @@ class PoolSpec(NamedTuple):
     pauses: bool = True
     per_key: int | None = None
 
-    __repr__ = _shown
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 class Step(NamedTuple):
@@ -170,7 +173,8 @@ class Step(NamedTuple):
     equal: bool = False
     """Whether what it returns tells neither its item nor its attempt."""
 
-    __repr__ = _shown
+    def __repr__(self) -> str:
+        return _shown(self)
 
     @property
     def is_cleanup(self) -> bool:
@@ -207,7 +211,8 @@ class Flow(NamedTuple):
     order: int | None = None
     """Shuffles what is ready at the same time; ``None`` for the order of asyncio."""
 
-    __repr__ = _shown
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 class Fault(NamedTuple):
@@ -229,7 +234,8 @@ class Fault(NamedTuple):
     changes: tuple[tuple[int, int, int, PoolSpec], ...] = ()
     """The turns in which the numbers of a pool are set, after how many callbacks, and which."""
 
-    __repr__ = _shown
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 class Case(NamedTuple):
@@ -238,7 +244,8 @@ class Case(NamedTuple):
     flow: Flow
     fault: Fault = Fault()
 
-    __repr__ = _shown
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 def dependencies_of(steps: tuple[Step, ...]) -> list[tuple[int, ...]]:

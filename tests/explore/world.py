@@ -28,7 +28,7 @@ from asyncflow import (
     WorkflowStep,
     current_step,
 )
-from asyncflow._core import chains
+from asyncflow._core import scheduler
 from asyncflow.events import AttemptStarted, Event, ThreadAbandoned
 from asyncflow.testing._virtual_time import shuffle
 from tests.explore import threads
@@ -744,7 +744,7 @@ class Pipeline:
             pool._budget = float("inf") if spec.budget is None else spec.budget
         if flow.durable:
             world.journal = Journal(fault.fails_at, self.logs)
-        chains._MOST_WAITING = flow.ahead
+        scheduler._MOST_WAITING = flow.ahead
         if flow.eager and hasattr(asyncio, "eager_task_factory"):
             loop.set_task_factory(asyncio.eager_task_factory)
         world.callers = [
