@@ -105,7 +105,7 @@ test-lowest:
 	@$(MAKE) --no-print-directory test VENV=$(VENV)-lowest VERSIONS="--resolution lowest-direct"
 
 # Ray replaces 127.0.0.1 by an address that others can reach, unless there is none.
-isolated := unshare --user --map-root-user --net --
+isolated := unshare --user --map-root-user --net -- env
 
 test-ray: $(VENV)/.has-ray
 	@$(isolated) $(pytest) -m ray tests/engines/ray $(ARGS)

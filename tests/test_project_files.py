@@ -81,7 +81,7 @@ def test_what_the_workflows_make_are_goals_of_the_makefile() -> None:
 
     made = {
         workflow.stem: {
-            *re.findall(r"^ *- (?:run: )?make ([a-z-]+)", workflow.read_text("utf-8"), re.M)
+            *re.findall(r"^ *- (?:run: )?make ([a-z-]+)(?= |$)", workflow.read_text("utf-8"), re.M)
         }
         for workflow in WORKFLOWS.glob("*.yml")
     }
