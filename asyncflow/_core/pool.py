@@ -176,11 +176,12 @@ class Pool:
             ``None`` (the default) means no such limit: keys just take turns. A key at its limit
             holds up no other, and attempts without a key have no such limit.
         name: What displays call it.
-        shared: Whether its size and its pauses hold over all processes whose runs use the same
-            journal database, which know it by its ``name``. Each process has a share of the slots,
-            by what its attempts need, and asks the database for it about ten times a second while
-            one waits. Each run that uses it must have a journal of `asyncflow.journal`. Without
-            ``shared`` (the default), the pool is one of this process.
+        shared: Whether its size, its rates and its pauses hold over all processes whose runs use
+            the same journal database, which know it by its ``name``. Each process has a share of
+            the slots, by what its attempts need, and the same part of the rates; it asks the
+            database for it about ten times a second while one waits. Each run that uses it must
+            have a journal of `asyncflow.journal`. A ``retry_budget`` is one of each process.
+            Without ``shared`` (the default), the pool is one of this process.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -190,7 +191,16 @@ class Pool:
 
     __slots__ = (
         *("_ages", "_budget", "_common_pause", "_era", "_gates", "_in_use", "_is_gated"),
-        *("_is_moving", "_is_shared", "_keys", "_largest_size", "_limit", "_line", "_lock"),
+        *(
+            "_is_moving",
+            "_is_rated",
+            "_is_shared",
+            "_keys",
+            "_largest_size",
+            "_limit",
+            "_line",
+            "_lock",
+        ),
         *("_max_pause_ms", "_most_tokens", "_name", "_pauses", "_per_key", "_per_minute"),
         *("_per_second", "_released", "_retry_budget", "_share", "_size", "_tokens_per_minute"),
         *("_watchers", "__weakref__"),
@@ -251,6 +261,7 @@ class Pool:
         """The line instead of that, since an attempt with a key has joined it."""
         self._ages = count()
         self._gates: WeakKeyDictionary[Any, Gate] = WeakKeyDictionary()
+        self._is_rated = bool(self._interval_s or self._token_s)
         self._is_gated = self._is_rated
         """Whether an attempt may have to wait although there are slots."""
         self._released: deque[tuple[PoolTicket, bool]] = deque()
@@ -412,14 +423,14 @@ class Pool:
             self._share.check_lease()
             return self._limit
 
-    def _demand(self) -> Demand:
+    def _demand(self, share: PoolShare) -> Demand:
         """Return what attempts here need of it, as far as it has so much."""
         from asyncflow._core.pool_shares import Demand  # those that ask have loaded it
 
         with self._lock:
             head, waiting = None, 0
             for ticket in self._waiting_tickets():
-                if ticket.stands_still:
+                if ticket.stands_still or not share.is_for(ticket.clock):
                     continue
                 head = head or ticket
                 waiting += ticket.slots
@@ -427,7 +438,7 @@ class Pool:
                     break
             if self._keys is not None:
                 head = self._keys.next()
-            return Demand(self._in_use, waiting, head)
+            return Demand(self._in_use, waiting, head, share.owes())
 
     def _set_rates(
         self, per_second: float | None, per_minute: float | None, tokens: float | None
@@ -443,12 +454,16 @@ class Pool:
             self._tokens_per_minute = tokens
             if tokens is not None:
                 self._most_tokens = max(tokens, self._most_tokens or 0.0)
-            for gate in list(self._gates.values()):
-                gate.set_rates(self._interval_s, self._token_s)
-            self._is_gated = self._is_rated or bool(self._gates or self._common_pause)
+            self._use_rates()
         finally:
             self._is_moving = False
         self._settle()
+
+    def _use_rates(self) -> None:
+        self._is_rated = bool(self._interval_s or self._token_s)
+        for gate in list(self._gates.values()):
+            gate.set_rates(self._interval_s, self._token_s)
+        self._is_gated = self._is_rated or bool(self._gates or self._common_pause)
 
     def _begin_anew(self) -> None:
         """Forget what runs have left: slots taken, the budget spent, pauses and starts.
@@ -480,19 +495,18 @@ class Pool:
     @property
     def _interval_s(self) -> float:
         """How many seconds a start takes."""
+        own_s, share = 0.0, self._share
         if self._per_minute is not None:
-            return 60 / self._per_minute
-        return 0.0 if self._per_second is None else 1 / self._per_second
+            own_s = 60 / self._per_minute
+        elif self._per_second is not None:
+            own_s = 1 / self._per_second
+        return own_s if share is None else max(own_s, share.interval_s)
 
     @property
     def _token_s(self) -> float:
         """How many seconds a token takes."""
-        return 0.0 if self._tokens_per_minute is None else 60 / self._tokens_per_minute
-
-    @property
-    def _is_rated(self) -> bool:
-        rates = self._per_second, self._per_minute, self._tokens_per_minute
-        return rates != (None, None, None)
+        own_s = 0.0 if self._tokens_per_minute is None else 60 / self._tokens_per_minute
+        return own_s if self._share is None else max(own_s, self._share.token_s)
 
     # The line.
 
@@ -634,8 +648,11 @@ class Pool:
                 return
             if ticket is None:
                 return
-            if self._in_use + ticket.slots > self._limit and (
-                self._in_use or self._limit < min(ticket.slots, self._size)
+            limit = self._limit
+            if self._share is not None and not self._share.is_for(ticket.clock):
+                limit = self._size  # by a virtual clock, it is an ordinary pool
+            if self._in_use + ticket.slots > limit and (
+                self._in_use or limit < min(ticket.slots, self._size)
             ):
                 return
             if ticket.stands_still:
@@ -731,6 +748,8 @@ class Pool:
         gate = self._gates.get(clock.key)
         if gate is None:
             gate = self._gates[clock.key] = Gate(self._interval_s, self._token_s)
+            if self._share is not None:
+                self._share.set_pace()
         return gate
 
     def _look(self, clock: Clock, at_s: float, ticket: PoolTicket | None = None) -> None:
@@ -898,7 +917,7 @@ class PoolTicket:
         self.has_start = True
         """Whether the start that comes with its slots is still its own."""
         self.started_s = -math.inf
-        """When it took its start, by its clock."""
+        """When it took its start, by the pace of its gate."""
         self.key: str | None = None
 
     @property

@@ -1,4 +1,10 @@
-"""When the attempts of one clock may start in a pool: after its pause, and spread evenly."""
+"""When the attempts of one clock may start in a pool: after its pause, and spread evenly.
+
+Of a pool that processes share, each has a part of the rates. So its starts are spread by a pace,
+which goes as fast as that part: what was owed for the latest start when the part changes is owed
+still, and is paid off faster or slower. Spread by time instead, a part that comes and goes would
+allow what it did not while it was gone.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +33,10 @@ class CommonPause(NamedTuple):
 class Gate:
     """When the attempts of one clock may start: after the pause, and spread evenly."""
 
-    __slots__ = ("common_pause", "paused_by", "paused_until_s", "starts", "tokens", "vouched_s")
+    __slots__ = (
+        *("_paced_s", "_part", "_since_s", "common_pause", "paused_by", "paused_until_s"),
+        *("starts", "tokens", "vouched_s"),
+    )
 
     def __init__(self, interval_s: float, token_s: float) -> None:
         self.paused_until_s = self.vouched_s = -math.inf
@@ -35,6 +44,8 @@ class Gate:
         self.common_pause: CommonPause | None = None
         """The latest of these that counts in ``paused_until_s``."""
         self.starts, self.tokens = _Rate(interval_s), _Rate(token_s, _MINUTE_S)
+        self._part, self._since_s, self._paced_s = 1.0, 0.0, 0.0
+        """How fast the pace goes, since when, and where it was then: at first it is the clock."""
 
     def set_rates(self, interval_s: float, token_s: float) -> None:
         self.starts.set(interval_s)
@@ -51,13 +62,34 @@ class Gate:
         """The present time, which is not before one whose timer has fired."""
         return max(clock.now_s(), self.vouched_s)
 
+    def set_part(self, part: float, now_s: float) -> None:
+        """Go on with a part of the rates, from 0 to 1."""
+        if part != self._part:
+            self._paced_s, self._since_s = self._pace_at(now_s), max(now_s, self._since_s)
+            self._part = part
+
+    def _pace_at(self, now_s: float) -> float:
+        return self._paced_s + max(now_s - self._since_s, 0.0) * self._part
+
+    def _time_of(self, paced_s: float) -> float:
+        ahead_s = paced_s - self._paced_s
+        if not self._part:
+            return math.inf if ahead_s > 0 else -math.inf
+        return self._since_s + ahead_s / self._part
+
+    def owes(self, now_s: float) -> bool:
+        """Whether another start would have to wait for a rate."""
+        return max(self.starts.opens_s, self.tokens.opens_s) > self._pace_at(now_s)
+
     def opens_s(self, ticket: PoolTicket) -> float:
-        opens_s = max(self.paused_until_s, self.starts.opens_s)
-        return max(opens_s, self.tokens.opens_s) if ticket.tokens else opens_s
+        opens_s = self.starts.opens_s
+        if ticket.tokens:
+            opens_s = max(opens_s, self.tokens.opens_s)
+        return max(self.paused_until_s, self._time_of(opens_s))
 
     def take(self, ticket: PoolTicket) -> None:
         assert ticket.clock is not None
-        ticket.started_s = self.now_s(ticket.clock)
+        ticket.started_s = self._pace_at(self.now_s(ticket.clock))
         ticket.before = self.starts.take(ticket, 1), self.tokens.take(ticket, ticket.tokens)
 
     def give_back(self, ticket: PoolTicket) -> None:

@@ -36,6 +36,15 @@ _TURN_S = 0.5
 """How long a process has an odd slot."""
 
 
+class PoolNumbers(NamedTuple):
+    """The numbers of a pool, as a process says them; the others may say otherwise."""
+
+    size: int
+    per_minute: float | None
+    """How many attempts may start in a minute."""
+    tokens_per_minute: float | None
+
+
 class ShareRow(NamedTuple):
     """What the database knows of a process that uses a pool."""
 
@@ -47,8 +56,7 @@ class ShareRow(NamedTuple):
     """How many slots the next attempt in its line needs; 0 if none waits."""
     since: float
     """When that became the next, by the clock of the database."""
-    size: int
-    """How many slots the pool has, as this process says."""
+    numbers: PoolNumbers
 
 
 def fair_parts(size: int, rows: Collection[ShareRow], now: float) -> dict[str, int]:
@@ -107,9 +115,17 @@ class Demand(NamedTuple):
     """How many slots those that wait need, as far as the pool has so many."""
     head: PoolTicket | None
     """The next one."""
+    owes: bool
+    """Whether another start would have to wait for a rate. Meanwhile the process needs its part of
+    that, though it may need no slot: else the next one would wait as long again."""
+
+    @property
+    def is_any(self) -> bool:
+        """Whether the process needs anything."""
+        return bool(self.in_use or self.waiting or self.owes)
 
 
-_NO_DEMAND = Demand(0, 0, None)
+_NO_DEMAND = Demand(0, 0, None, owes=False)
 
 
 class Negotiated(NamedTuple):
@@ -118,6 +134,8 @@ class Negotiated(NamedTuple):
     row: ShareRow
     part: int
     """Its fair part."""
+    size: int
+    """That of the pool: the smallest that a process says."""
     in_use: int
     has_others: bool
     """Whether other processes have a row."""
@@ -150,6 +168,10 @@ class PoolShare:
         """What the database has, as far as this process knows."""
         self.limit = 0
         """How many slots attempts may take here while the lease holds."""
+        self._rate_part = 0.0
+        """Which part of the rates that is."""
+        self.interval_s = self.token_s = 0.0
+        """How long a start takes, and a token, as the processes say that allow the fewest."""
         self.until_s = -math.inf
         """When the lease ends."""
         self.failing_since_s: float | None = None
@@ -173,8 +195,33 @@ class PoolShare:
 
     def check_lease(self) -> None:
         """Let nothing start once the lease has ended. The pool is locked."""
-        if self._clock.now_s() >= self.until_s:
-            self.limit = self.pool._limit = 0
+        if self.limit and self._clock.now_s() >= self.until_s:
+            self._limit_to(0, 0.0, self.until_s)
+
+    def is_for(self, clock: Clock | None) -> bool:
+        """Whether who goes by this clock needs the share."""
+        return clock is not None and clock.key is self._clock.key
+
+    def owes(self) -> bool:
+        """Whether another start would have to wait for a rate. The pool is locked."""
+        gate = self.pool._gates.get(self._clock.key)
+        return gate is not None and gate.owes(self.now_s())
+
+    def set_pace(self) -> None:
+        """Let starts be spread by the present part of the rates. The pool is locked."""
+        self._set_pace(self.now_s())
+
+    def _set_pace(self, now_s: float) -> None:
+        gate = self.pool._gates.get(self._clock.key)
+        if gate is not None:
+            gate.set_part(self._rate_part, now_s)
+
+    def _limit_to(self, limit: int, rate_part: float, at_s: float) -> None:
+        """Let attempts take so many slots from a time on. The pool is locked."""
+        self.limit, self._rate_part = limit, rate_part
+        if self.pool._share is self:
+            self.pool._limit = limit
+            self._set_pace(at_s)
 
     def ask(self) -> None:
         """Let the journal learn soon that an attempt waits."""
@@ -209,6 +256,7 @@ class PoolShare:
         with pool._lock:
             self.runs += 1
             pool._share, pool._limit = self, self.limit
+            self.set_pace()
         pause = pool._pause_of(self._clock)
         if pause is not None:  # it may be from before
             self.note_pause(self._clock, self.now_s() + pause.left_ms / 1000, pause.by)
@@ -223,8 +271,12 @@ class PoolShare:
     def _let_go(self) -> None:
         """Let the pool be an ordinary one again if nothing here uses it. The pool is locked."""
         pool = self.pool
-        if not self.runs and pool._share is self and not pool._in_use:
-            pool._share, pool._limit = None, pool._size
+        if not (self.runs or pool._in_use or self.owes()) and pool._share is self:
+            self._detach()
+
+    def _detach(self) -> None:
+        self.pool._share, self.pool._limit = None, self.pool._size
+        self.pool._use_rates()
 
     # The journal calls the others.
 
@@ -248,11 +300,11 @@ class PoolShare:
     def has_news(self) -> bool:
         """Whether there is something that the database knows, or is to know."""
         demand = self.demand()
-        return bool(self.row or self.must_tell_pause or demand.in_use or demand.waiting)
+        return bool(self.row or self.must_tell_pause or demand.is_any)
 
     def demand(self) -> Demand:
         """Return what attempts need."""
-        return self.pool._demand() if self.pool._share is self else _NO_DEMAND
+        return self.pool._demand(self) if self.pool._share is self else _NO_DEMAND
 
     def due_s(self, lease_s: float) -> float:
         """Return when to negotiate next; infinite if nothing is to be said."""
@@ -263,11 +315,11 @@ class PoolShare:
             soon_s = self._tried_s + min(max(tick_s, lease_s / 10), 1.0)
         elif self.must_tell_pause:
             return -math.inf
-        if not (demand.in_use or demand.waiting):
+        if not demand.is_any:
             return math.inf if row is None else soon_s
-        if row is None or demand.waiting or row.size != self.pool._size:
+        if row is None or demand.waiting or row.numbers != self._numbers():
             return soon_s
-        if demand.in_use >= row.granted:
+        if demand.in_use >= row.granted > 0:
             return soon_s if self._have_started() else self._tried_s + lease_s / 3
         if self._has_others and demand.in_use < self._told_in_use:
             return soon_s  # another may wait for what has become free
@@ -296,11 +348,11 @@ class PoolShare:
                 pool._is_moving = False
 
     def _negotiate(self, process: str, rows: Sequence[ShareRow], now: float) -> Negotiated | None:
-        pool, demand = self.pool, self.demand()
+        demand = self.demand()
         others = [row for row in rows if row.process != process]
         before = next((row.granted for row in rows if row.process == process), 0)
-        if not (demand.in_use or demand.waiting):
-            self._lower(0)
+        if not demand.is_any:
+            self._lower(0, 0.0)
             self._let_go()
             return None
         if demand.head is None:
@@ -310,26 +362,45 @@ class PoolShare:
         self._head = demand.head
         if self._since is None:
             self._since = now
-        size = min([pool._size, *(each.size for each in others)])
+        numbers = self._numbers()
+        size = min([numbers.size, *(each.numbers.size for each in others)])
         row = ShareRow(
             process,
-            demand=min(demand.in_use + demand.waiting, size),
+            demand=min(max(demand.in_use + demand.waiting, 1), size),
             granted=before,
             least=0 if demand.head is None else min(demand.head.slots, size),
             since=self._since,
-            size=pool._size,
+            numbers=numbers,
         )
         part = fair_parts(size, [row, *others], now)[process]
-        self._lower(part)
+        self._lower(part, part / size)
+        self._hear_rates(others)
         left = size - sum(each.granted for each in others)
         kept = min(demand.in_use, before)
         granted = max(kept, min(max(demand.in_use, part), left))
-        return Negotiated(row._replace(granted=granted), part, demand.in_use, bool(others))
+        row = row._replace(granted=granted)
+        return Negotiated(row, part, size, demand.in_use, bool(others))
 
-    def _lower(self, limit: int) -> None:
-        self.limit = min(self.limit, limit)
-        if self.pool._share is self:
-            self.pool._limit = self.limit
+    def _numbers(self) -> PoolNumbers:
+        pool = self.pool
+        per_second = pool._per_second
+        per_minute = pool._per_minute if per_second is None else per_second * 60
+        return PoolNumbers(pool._size, per_minute, pool._tokens_per_minute)
+
+    def _hear_rates(self, others: Sequence[ShareRow]) -> None:
+        """Let the smallest rates count that the other processes say."""
+        said = [row.numbers for row in others]
+        rates = [60 / each.per_minute for each in said if each.per_minute]
+        tokens = [60 / each.tokens_per_minute for each in said if each.tokens_per_minute]
+        heard = max(rates, default=0.0), max(tokens, default=0.0)
+        if heard != (self.interval_s, self.token_s):
+            self.interval_s, self.token_s = heard
+            self.pool._use_rates()
+
+    def _lower(self, limit: int, rate_part: float) -> None:
+        self.check_lease()
+        rate_part = min(self._rate_part, rate_part)
+        self._limit_to(min(self.limit, limit), rate_part, self.now_s())
 
     def settle(self, had: Negotiated | None, until_s: float) -> None:
         """Take what was negotiated, which the database has until then by the own clock."""
@@ -337,13 +408,14 @@ class PoolShare:
         with pool._lock:
             self.failing_since_s = None
             self._is_asking = self._is_trying = False
-            self.row, self.limit, self.until_s = None, 0, until_s
+            self.check_lease()
+            self.row, self.until_s, limit, rate_part = None, until_s, 0, 0.0
             if had is not None:
                 self.row, self._told_in_use = had.row, had.in_use
                 self._has_others = had.has_others
-                self.limit = min(had.row.granted, had.part, pool._size)
-            if pool._share is self:
-                pool._limit = self.limit
+                limit = min(had.row.granted, had.part)
+                rate_part = limit / had.size
+            self._limit_to(min(limit, pool._size), rate_part, self.now_s())
         pool._settle()
 
     def fail(self) -> None:
@@ -364,6 +436,6 @@ class PoolShare:
         """End the lease: its journal is closed."""
         with self.pool._lock:
             self.is_closed, self.until_s = True, -math.inf
-            self._lower(0)
+            self._lower(0, 0.0)
             if not self.runs and self.pool._share is self:  # what runs was abandoned
-                self.pool._share, self.pool._limit = None, self.pool._size
+                self._detach()

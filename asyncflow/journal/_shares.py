@@ -23,7 +23,7 @@ from weakref import ref
 
 from asyncflow._core.errors import JournalError
 from asyncflow._core.pool import Clock, Pool
-from asyncflow._core.pool_shares import TICK_S, Negotiated, PoolShare, ShareRow
+from asyncflow._core.pool_shares import TICK_S, Negotiated, PoolNumbers, PoolShare, ShareRow
 from asyncflow._core.text import describe_error
 from asyncflow.journal._event_codec import column_of
 from asyncflow.journal._machine import held_claims, new_claim
@@ -42,16 +42,16 @@ _ADD_POOL = (
 )
 _PAUSE = "UPDATE pools SET {expiry}, paused_by = ? WHERE pool = ?"
 _ROWS = (
-    "SELECT l.process, l.demand, l.granted, l.least, l.since, l.size, {valid} FROM shares l "
-    "WHERE l.pool = ?"
+    "SELECT l.process, l.demand, l.granted, l.least, l.since, l.size, l.per_minute, "
+    "l.tokens_per_minute, {valid} FROM shares l WHERE l.pool = ?"
 )
 _ADD = (
     "INSERT INTO shares (pool, process, demand, granted, least, since, size, expires_at) "
     "VALUES (?, ?, 0, 0, 0, 0, 1, 0)"
 )
 _CHANGE = (
-    "UPDATE shares SET demand = ?, granted = ?, least = ?, since = ?, size = ?, {expiry} "
-    "WHERE pool = ? AND process = ?"
+    "UPDATE shares SET demand = ?, granted = ?, least = ?, since = ?, size = ?, per_minute = ?, "
+    "tokens_per_minute = ?, {expiry} WHERE pool = ? AND process = ?"
 )
 _DELETE = "DELETE FROM shares WHERE pool = ? AND process = ?"
 
@@ -67,8 +67,8 @@ class _ShareEntry:
         """When the transaction began that has written the row."""
         self.has_warned = False
         """Whether it was logged that the database can't be reached."""
-        self.other_size = 0
-        """The size of another process that was logged."""
+        self.other: PoolNumbers | None = None
+        """What another process says that was logged."""
 
 
 class _Exchange(NamedTuple):
@@ -80,8 +80,8 @@ class _Exchange(NamedTuple):
     paused_by: str
     told_until_s: float | None
     """The end of the pause that it has told the others, by the clock of the share."""
-    sizes: set[int]
-    """Those of the other processes."""
+    others: set[PoolNumbers]
+    """What the other processes say."""
 
 
 class Shares:
@@ -195,9 +195,10 @@ class Shares:
         elif had is not None and is_written:
             if stored is None:
                 self._execute(cursor, _ADD, pool, process)
-            self._execute(cursor, _CHANGE, *had.row[1:], self._claim.lease_s, pool, process)
-        sizes = {row.size for row in rows if row.process != process}
-        return _Exchange(had, is_written, pause_s, paused_by, told_until_s, sizes)
+            values = *had.row[1:-1], *had.row.numbers, self._claim.lease_s, pool, process
+            self._execute(cursor, _CHANGE, *values)
+        others = {row.numbers for row in rows if row.process != process}
+        return _Exchange(had, is_written, pause_s, paused_by, told_until_s, others)
 
     def _lock_pool(self, cursor: Cursor, pool: str) -> tuple[float, float, str]:
         """Lock a pool; return the present, how long its pause is, and by what it was made."""
@@ -222,7 +223,8 @@ class Shares:
                 and all(map(isinstance, values, _TYPES))
                 and not (asks_all and process != member.process and self._claim.is_void(process))
             ):
-                rows.append(ShareRow(*values))
+                _, demand, granted, least, since, *numbers = values
+                rows.append(ShareRow(process, demand, granted, least, since, PoolNumbers(*numbers)))
             else:
                 self._execute(cursor, _DELETE, member.pool, process)
         return rows
@@ -240,14 +242,15 @@ class Shares:
         share.settle(had, member.renewed_s + self._claim.lease_s)
         if had is None:
             self._forget(member)
-        other = min(done.sizes, default=0)
-        if other and had is not None and other != had.row.size and other != member.other_size:
-            member.other_size = other
-            _log.warning(
-                "%s has size %d here, and %d in another process: while both use it, the smaller "
-                "one counts",
-                *(share.pool.title, had.row.size, other),
-            )
+        own = None if had is None else had.row.numbers
+        for other in done.others - {own, member.other}:
+            if own is not None:
+                member.other = other
+                _log.warning(
+                    "%s has %s here, and %s in another process: while both use it, the smaller "
+                    "numbers count",
+                    *(share.pool.title, _in_words(own), _in_words(other)),
+                )
         if member.has_warned:
             member.has_warned = False
             _log.info("%s: its database answers again", share.pool.title)
@@ -290,5 +293,10 @@ class Shares:
             self._execute(cursor, _DELETE, member.pool, member.process)
 
 
-_TYPES = (str, int, int, int, float, int)
+def _in_words(numbers: PoolNumbers) -> str:
+    shown = zip(PoolNumbers._fields, numbers, strict=True)
+    return ", ".join(f"{name} {value:g}" for name, value in shown if value is not None)
+
+
+_TYPES: tuple[Any, ...] = (str, int, int, int, float, int, float | None, float | None)
 """Those of the columns of a row."""

@@ -84,8 +84,8 @@ TABLES = {
     "shares": (
         "pool TEXT NOT NULL, process TEXT NOT NULL, demand INTEGER NOT NULL, "
         "granted INTEGER NOT NULL, least INTEGER NOT NULL, since REAL NOT NULL, "
-        "size INTEGER NOT NULL, expires_at REAL NOT NULL, clock TEXT, boot_expires_at REAL, "
-        "PRIMARY KEY (pool, process)"
+        "size INTEGER NOT NULL, per_minute REAL, tokens_per_minute REAL, "
+        "expires_at REAL NOT NULL, clock TEXT, boot_expires_at REAL, PRIMARY KEY (pool, process)"
     ),
 }
 """The columns of each table."""

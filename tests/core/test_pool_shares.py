@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from itertools import combinations
+from typing import Any
+from weakref import ref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._core.pool import Pool
-from asyncflow._core.pool_shares import ShareRow, fair_parts
+from asyncflow._core.pool import Clock, Pool, PoolTicket
+from asyncflow._core.pool_shares import Negotiated, PoolNumbers, PoolShare, ShareRow, fair_parts
 
 NOW = 1_000.0
 TURN_S = 0.5
 
 
-def row(process: str, demand: int, least: int = 1, since: float = NOW, **options: int) -> ShareRow:
+def row(process: str, demand: int, least: int = 1, since: float = NOW) -> ShareRow:
     return ShareRow(
-        process, demand, **{"granted": 0, "size": 8, **options}, least=least, since=since
+        process=process,
+        demand=demand,
+        granted=0,
+        least=least,
+        since=since,
+        numbers=PoolNumbers(8, None, None),
     )
 
 
@@ -113,3 +123,137 @@ def test_a_shared_pool_needs_a_name_and_has_no_limit_by_key() -> None:
         Pool(4, name="openai", shared=True, per_key=1)
     with pytest.raises(TypeError, match="shared must be True or False, not 1"):
         Pool(4, name="openai", shared=1)  # type: ignore[arg-type]
+
+
+class Time:
+    """The time of all processes."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.clock = Clock(Time, lambda: self.now)
+
+
+class Spender:
+    """A process that starts whatever its share of a pool allows, one attempt after the other."""
+
+    def __init__(self, time: Time, **rates: Any) -> None:
+        self.pool = Pool(8, name="openai", shared=True, **rates)
+        self.time = time
+        self.share = PoolShare(self.pool, time.clock, ref(self), None, lambda: None)
+        self.share.enter()
+        self.starts: list[tuple[float, float]] = []
+        """When each attempt started, and how many units it took."""
+        self.look_at_s = math.inf
+        self.units = 1.0
+        self.ticket: PoolTicket | None = None
+
+    def have(self, limit: int, size: int = 8, lease_s: float = 1e9) -> None:
+        """Settle what another share of the pool leaves."""
+        mine = row("p", 1)._replace(granted=limit)
+        self.share.settle(Negotiated(mine, limit, size, 0, True), self.time.now + lease_s)
+        self.spend()
+
+    def spend(self) -> None:
+        while self.ticket is None or self.ticket.has_slots:
+            if self.ticket is not None:
+                self.starts.append((self.time.now, self.ticket.tokens or 1.0))
+                self.ticket.release()
+            tokens = self.units if self.pool.tokens_per_minute else 0.0
+            self.look_at_s = math.inf
+            self.ticket = self.pool._join(self.time.clock, self.call, tokens=tokens)
+
+    def call(self, at_s: float | None) -> None:
+        if at_s is not None:
+            self.look_at_s = at_s
+
+
+def run(time: Time, spenders: list[Spender], seconds: float) -> None:
+    """Let time pass, in which each starts what it may."""
+    until = time.now + seconds
+    while (at_s := min(each.look_at_s for each in spenders)) <= until:
+        time.now = max(time.now, at_s)
+        for each in spenders:
+            if each.look_at_s <= time.now:
+                each.look_at_s = math.inf
+                assert each.ticket is not None
+                each.ticket.look(time.now)
+                each.spend()
+    time.now = until
+
+
+changes = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 8), min_size=3, max_size=3),
+        st.floats(0.01, 4.0),
+        st.sampled_from([1.0, 2.0, 5.0]),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@pytest.mark.parametrize(
+    ("rates", "per_s"),
+    [({"per_second": 2.0}, 2.0), ({"per_minute": 60.0}, 1.0), ({"tokens_per_minute": 120.0}, 2.0)],
+)
+@given(changes)
+def test_in_any_time_all_processes_start_what_the_rate_allows_and_one_each(
+    rates: dict[str, float], per_s: float, moves: list[tuple[list[int], float, float]]
+) -> None:
+    time = Time()
+    spenders = [Spender(time, **rates) for _ in range(3)]
+    largest = 1.0
+    for wanted, seconds, units in moves:
+        left, limits = 8, []
+        for limit in wanted:
+            limits.append(min(limit, left))
+            left -= limits[-1]
+        pairs = sorted(zip(spenders, limits, strict=True), key=lambda p: p[1] - p[0].share.limit)
+        for spender, limit in pairs:  # who has less than before goes first, as the database sees to
+            spender.units = units
+            largest = max(largest, units)
+            spender.have(limit)
+        run(time, spenders, seconds)
+
+    starts = sorted(start for each in spenders for start in each.starts)
+    most_units = max((units for _, units in starts), default=1.0)
+    for first, last in combinations(range(len(starts)), 2):
+        window_s = starts[last][0] - starts[first][0]
+        spent = sum(units for _, units in starts[first : last + 1])
+        assert spent <= per_s * window_s + 3 * most_units + 1e-6
+
+
+def test_a_part_of_the_rate_spreads_starts_as_much_wider() -> None:
+    time = Time()
+    one, other = (Spender(time, per_second=10.0) for _ in range(2))
+    one.have(6)
+    other.have(2)
+    run(time, [one, other], 10)
+
+    assert len(one.starts) == pytest.approx(75, abs=2)
+    assert len(other.starts) == pytest.approx(25, abs=2)
+
+
+def test_what_is_owed_for_the_latest_start_stays_owed_when_the_part_changes() -> None:
+    time = Time()
+    one = Spender(time, per_minute=60.0)
+    one.have(8)
+    assert len(one.starts) == 1
+    run(time, [one], 0.5)
+    one.have(0)
+    run(time, [one], 3600)
+    one.have(2)
+    run(time, [one], 3)
+
+    assert [at_s - 100 for at_s, _ in one.starts] == pytest.approx([0, 3602.5])
+
+
+def test_the_time_after_the_end_of_a_lease_pays_nothing_off() -> None:
+    time = Time()
+    one = Spender(time, per_minute=60.0)
+    one.have(8, lease_s=0.25)
+    time.now += 100
+    one.have(8)
+    run(time, [one], 0.9)
+
+    assert [at_s - 100 for at_s, _ in one.starts] == pytest.approx([0, 100.75])

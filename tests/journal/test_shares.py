@@ -59,12 +59,19 @@ class World:
         until = self.now + seconds
         while True:
             moving = [each for each in self.processes if each.moves]
-            due = [max(each.share.due_s(LEASE_S), each.looks_at_s) for each in moving]
-            at_s = min(due, default=math.inf)
-            if at_s > until:
+            due = [max(each.share.due_s(LEASE_S), each.ticks_at_s) for each in moving]
+            at_s, look_s = (
+                min(due, default=math.inf),
+                min(each.looks_at_s for each in self.processes),
+            )
+            if min(at_s, look_s) > until:
                 break
-            self.now = max(self.now, at_s)
-            moving[due.index(at_s)].tick()
+            self.now = max(self.now, min(at_s, look_s))
+            if at_s <= look_s:
+                moving[due.index(at_s)].tick()
+            else:
+                for each in self.processes:
+                    each.look()
         self.now = until
 
 
@@ -75,15 +82,21 @@ class Process:
         self.world = world
         self.pool = pool
         self.moves = True
-        self.looks_at_s = -math.inf
+        self.ticks_at_s = -math.inf
+        self.looks_at_s = math.inf
         self.wakes = 0
         self.clock = Clock(Process, lambda: world.now)
         claim = Claim("me", this_process(), LEASE_S, is_void)
         self.shares = Shares(world.database(), claim, self, self.call)  # type: ignore[arg-type]
         self.enter()
+        self.tokens = 0.0
+        """How many each attempt takes."""
+        self.starts: list[float] = []
         self.running: list[PoolTicket] = []
         self.lined_up: list[PoolTicket] = []
         self.transactions = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+        """Called when a transaction is committed and the process has not heard of that."""
 
     def enter(self) -> None:
         self.share = self.shares.enter(self.pool, self.clock, ref(self), "the database")
@@ -95,24 +108,40 @@ class Process:
         if self.world.is_away:
             raise JournalError("of a test", "it can't be reached")
         self.transactions += 1
-        return method(*args)
+        done = method(*args)
+        self.meanwhile()
+        return done
 
     def tick(self) -> None:
         self.shares.negotiate()
-        self.looks_at_s = self.world.now + 1e-6
+        self.ticks_at_s = self.world.now + 1e-6
         self.start()
+
+    def look(self) -> None:
+        """Let the pool look at its line, if it has asked for that now."""
+        if self.looks_at_s <= self.world.now:
+            self.looks_at_s = math.inf
+            self.lined_up[0].look(self.world.now)
+            self.start()
+
+    def note(self, at_s: float | None) -> None:
+        if at_s is not None:
+            self.looks_at_s = at_s
 
     def join(self, count: int = 1, slots: int = 1) -> None:
         for _ in range(count):
             ticket = self.pool._take(slots)
             if ticket is None:
-                ticket = self.pool._join(self.clock, lambda at_s: None, slots=slots)
+                tokens = self.tokens if self.pool.tokens_per_minute else 0.0
+                ticket = self.pool._join(self.clock, self.note, slots=slots, tokens=tokens)
             self.lined_up.append(ticket)
         self.start()
 
     def start(self) -> None:
         """Note what has its slots now."""
-        self.running += [each for each in self.lined_up if each.has_slots]
+        started = [each for each in self.lined_up if each.has_slots]
+        self.starts += [self.world.now] * len(started)
+        self.running += started
         self.lined_up = [each for each in self.lined_up if not each.has_slots]
 
     def end(self, count: int = 1) -> None:
@@ -381,10 +410,10 @@ def test_the_smaller_of_two_sizes_counts_while_both_live_with_a_warning(
 
     assert (len(one.running), len(other.running)) == (3, 1)
     assert caplog.messages == [
-        "pool 'openai' has size 4 here, and 8 in another process: while both use it, the smaller "
-        "one counts",
-        "pool 'openai' has size 8 here, and 4 in another process: while both use it, the smaller "
-        "one counts",
+        "pool 'openai' has size 4 here, and size 8 in another process: while both use it, the "
+        "smaller numbers count",
+        "pool 'openai' has size 8 here, and size 4 in another process: while both use it, the "
+        "smaller numbers count",
     ]
     other.end(1)
     world.run(1)
@@ -415,6 +444,42 @@ def test_a_size_that_is_set_counts_at_once_if_smaller_and_when_all_have_it_if_la
     other.pool.size = 12
     world.run(2)
     assert (len(one.running), len(other.running)) == (6, 6)
+
+
+def test_a_smaller_size_takes_nothing_back_and_lets_no_other_start_before_that_has_ended(
+    world: World,
+) -> None:
+    one, other, third = (world.process() for _ in range(3))
+    one.join(4)
+    other.join(4)
+    world.run(2)
+    for each in (one, other, third):
+        each.pool.size = 4
+    third.join(1)
+    world.run(1)
+    assert world.rows("SUM(granted)") == [(8,)]
+
+    one.end(4)
+    world.run(1)
+    assert third.stats[1:] == (0, 1)
+    other.end(1)
+    world.run(1)
+
+    assert third.stats[1:] == (1, 0)
+
+
+def test_what_starts_while_a_process_tells_the_others_what_it_has_is_within_that(
+    world: World,
+) -> None:
+    one, other = world.process(), world.process()
+    one.join(2)
+    world.run(1)
+    other.join(20)
+    world.run(0.2)
+    one.meanwhile = lambda: one.join(6)
+    world.run(1)
+
+    assert len(one.running) + len(other.running) == 8
 
 
 def test_slots_are_compared_with_the_size_and_never_with_the_share(world: World) -> None:
@@ -555,10 +620,12 @@ def test_a_damaged_row_counts_for_nobody(world: World) -> None:
     with world.databases[0].transaction() as cursor:
         cursor.execute("DROP TABLE shares")
         cursor.execute(
-            "CREATE TABLE shares (pool, process, demand, granted, least, since, size, expires_at, "
-            "clock, boot_expires_at, PRIMARY KEY (pool, process))"
+            "CREATE TABLE shares (pool, process, demand, granted, least, since, size, per_minute, "
+            "tokens_per_minute, expires_at, clock, boot_expires_at, PRIMARY KEY (pool, process))"
         )
-        cursor.execute("INSERT INTO shares VALUES ('openai', 'x', 8, 'y', 1, 0, 8, 1e12, 'm', 0)")
+        cursor.execute(
+            "INSERT INTO shares VALUES ('openai', 'x', 8, 'y', 1, 0, 8, NULL, NULL, 1e12, 'm', 0)"
+        )
 
     world.run(LEASE_S)
 
@@ -625,3 +692,116 @@ def test_whatever_processes_do_no_more_run_than_the_pool_has(
             live = [each for each in processes if each.is_live]
             assert sum(each.share.limit for each in live) <= max(size, 3)
             assert sum(each.pool.in_use for each in processes) <= max(size, 3)
+
+
+# Rates.
+
+
+def test_processes_start_together_what_the_rate_allows_and_each_its_part(world: World) -> None:
+    processes = [world.process(per_second=10.0) for _ in range(3)]
+    for process in processes:
+        process.join(1_000)
+    for _ in range(200):
+        world.run(0.1)
+        for process in processes:
+            process.end(len(process.running))
+
+    counts = [len(each.starts) for each in processes]
+    assert 180 <= sum(counts) <= 203
+    assert max(counts) - min(counts) < 20
+
+
+def test_a_process_alone_has_the_whole_rate(world: World) -> None:
+    one = world.process(tokens_per_minute=600.0)
+    one.tokens = 5.0
+    one.join(1_000)
+    for _ in range(100):
+        world.run(0.1)
+        one.end(len(one.running))
+
+    assert len(one.starts) == pytest.approx(20, abs=1)
+
+
+def test_tokens_are_compared_with_the_whole_rate_and_never_with_its_part(world: World) -> None:
+    one, other = (world.process(tokens_per_minute=600.0) for _ in range(2))
+    for process in (one, other):
+        process.tokens = 600.0
+        process.join(2)
+    world.run(1)
+    assert len(one.starts) + len(other.starts) >= 1
+
+    for _ in range(300):
+        world.run(1)
+        for process in (one, other):
+            process.end(len(process.running))
+
+    assert (len(one.starts), len(other.starts)) == (2, 2)
+
+
+def test_a_process_has_its_part_of_the_rate_until_its_latest_start_is_paid_off(
+    world: World,
+) -> None:
+    one = world.process(per_minute=12.0)
+    one.join(1)
+    one.tick()
+    one.end(1)
+    one.share.leave()
+    world.run(4)
+    assert world.rows() == [(1, 8)]
+
+    world.run(2)
+    assert world.rows() == []
+    assert one.pool._share is None
+    world.run(3600)
+    one.enter()
+    one.join(1)
+    one.tick()
+    assert len(one.starts) == 2
+
+
+def test_the_smallest_rates_count_while_processes_say_others_with_a_warning(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast, slow = world.process(), world.process(per_second=1.0)
+    fast.join(100)
+    slow.join(100)
+    world.run(10)
+    assert len(fast.starts) + len(slow.starts) <= 8 + 10 + 2  # what the first had before
+    assert any("per_minute 60" in message for message in caplog.messages)
+
+    before = len(fast.starts)
+    while slow.lined_up:
+        slow.lined_up.pop().release(unused=True)
+    slow.end(len(slow.running))
+    slow.share.leave()
+    world.run(30)
+    fast.end(len(fast.running))
+    world.run(1)
+
+    assert len(fast.starts) - before >= 8
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(["join", "end", "end", "wait"])), max_size=60
+    )
+)
+def test_whatever_processes_do_they_start_no_more_than_the_rate_allows_and_one_each(
+    tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[int, str]]
+) -> None:
+    with worlds(tmp_path_factory.mktemp("rates") / "runs.db") as world:
+        processes = [world.process(size=2, per_second=4.0) for _ in range(3)]
+        for at, move in moves:
+            process = processes[at]
+            if move == "join":
+                process.join(3)
+            elif move == "end":
+                process.end(len(process.running))
+            world.run(1.1 if move == "wait" else 0.15)
+
+        starts = sorted(start for each in processes for start in each.starts)
+        for first in range(len(starts)):
+            for last in range(first + 1, len(starts)):
+                window_s = starts[last] - starts[first]
+                assert last - first + 1 <= 4.0 * window_s + 3 + 1e-6
