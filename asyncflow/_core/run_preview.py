@@ -5,7 +5,10 @@ Rules:
 1. Nothing is decided here. The opening of a resumption says what is reused, and the state of a run
    that has begun so says what will never start.
 2. How the steps that run will end is unknown, so a step counts as skipped only if it is skipped
-   however they end. What is left runs, or is skipped by a condition that is asked then.
+   however they end. What is left runs, waits for a signal that has not come, or is skipped by a
+   condition that is asked then.
+3. Nothing runs that is said to wait, as long as nothing comes meanwhile. So what may run because a
+   condition lets a signal out, or because the run stops before one has come, is said to run.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.graph import Plan
-from asyncflow._core.record import record
+from asyncflow._core.record import record, replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepStatus
@@ -42,11 +45,12 @@ class StepPreview:
     step_name: str
     decision: Decision
     """``reused``: its stored result stays; ``runs``: it runs, unless the run stops before or its
-    `condition` is not met; ``waits``: it waits for a signal, which may have come; ``skipped``: it
+    `condition` is not met, or takes the answer that its signal has, or the default after its
+    deadline; ``waits``: its signal has not come, or that of a step before it; ``skipped``: it
     will not run; ``missing``: the run would still run it, and the pipeline no longer has it, so the
     resumption raises a `PipelineChangedError`."""
     reason: str | None = None
-    """Why it runs or is skipped; of what is reused, why it did not succeed."""
+    """Why it runs, waits or is skipped; of what is reused, why it did not succeed."""
     condition: str = ""
     """What decides only then whether it runs; empty if nothing does."""
     items: int | None = None
@@ -55,35 +59,50 @@ class StepPreview:
     """How many items keep their stored result. The others run."""
 
     def __str__(self) -> str:
-        parts = [f"[{self.decision.upper():<7}] {escape_controls(self.step_name)}"]
-        if self.reason is not None:
-            parts.append(escape_controls(self.reason))
-        if self.condition:
-            parts.append(f"only if {self.condition}")
-        if self.decision == "runs" and self.reused_items:
-            of = "" if self.items is None else f" of {self.items}"
-            parts.append(f"{self.reused_items}{of} items reused")
-        elif self.items is not None:
-            parts.append(plural(self.items, "item"))
-        return ": ".join(parts[:2]) + "".join(f"; {part}" for part in parts[2:])
+        said = words_of(self)
+        head = f"[{self.decision.upper():<7}] {escape_controls(self.step_name)}"
+        return f"{head}: {said}" if said else head
+
+
+def words_of(step: StepPreview) -> str:
+    """Return what there is to say of the preview of a step, beside its decision."""
+    parts = []
+    if step.reason is not None:
+        parts.append(escape_controls(step.reason))
+    if step.condition:
+        parts.append(f"only if {step.condition}")
+    if step.decision == "runs" and step.reused_items:
+        of = "" if step.items is None else f" of {step.items}"
+        parts.append(f"{step.reused_items}{of} items reused")
+    elif step.items is not None:
+        parts.append(plural(step.items, "item"))
+    return "; ".join(parts)
 
 
 class RunPreview(Mapping[str, StepPreview]):
-    """What a resumption of a stored run, or a rerun of it, would do: a preview for each step.
+    """What a resumption, or the start, of a stored run would do, or a rerun: by step.
 
     It is a mapping of step name to `StepPreview`, in topological order, and a text if printed.
 
     Attributes:
         run_id: The stored run.
         is_rerun: Whether this is about a rerun of it.
+        is_start: Whether the run waits to start, so that this is about its start.
         has_passed: Whether the run has passed, so that its resumption returns its report.
     """
 
     def __init__(
-        self, run_id: str, steps: Iterable[StepPreview], *, is_rerun: bool, has_passed: bool
+        self,
+        run_id: str,
+        steps: Iterable[StepPreview],
+        *,
+        is_rerun: bool,
+        has_passed: bool,
+        is_start: bool = False,
     ) -> None:
         self.run_id = run_id
         self.is_rerun = is_rerun
+        self.is_start = is_start
         self.has_passed = has_passed
         self._by_name = {step.step_name: step for step in steps}
 
@@ -108,7 +127,7 @@ class RunPreview(Mapping[str, StepPreview]):
 
     @property
     def waits(self) -> list[StepPreview]:
-        """The steps that wait for a signal."""
+        """The steps that wait for a signal, or for a step that does."""
         return self._with("waits")
 
     @property
@@ -125,13 +144,14 @@ class RunPreview(Mapping[str, StepPreview]):
         return [step for step in self.values() if step.decision == decision]
 
     def to_json(self, *, indent: int | None = None) -> str:
-        """Return the preview as JSON: ``run_id``, ``is_rerun``, ``has_passed`` and ``steps``."""
+        """Return the preview as JSON: an object with its attributes, and a list of ``steps``."""
         steps: list[dict[str, Any]] = [
             {name: getattr(step, name) for name in _FIELDS} for step in self.values()
         ]
         document = {
             "run_id": self.run_id,
             "is_rerun": self.is_rerun,
+            "is_start": self.is_start,
             "has_passed": self.has_passed,
             "steps": steps,
         }
@@ -141,15 +161,14 @@ class RunPreview(Mapping[str, StepPreview]):
         return f"<RunPreview of run {self.run_id!r}: {counts_text(self)}>"
 
     def __str__(self) -> str:
-        run, counts = f"run {escape_controls(self.run_id)}", counts_text(self)
-        if self.is_rerun:
-            head = f"A rerun of {run}: {counts}"
-        elif self.has_passed:
-            head = f"A resumption of {run}, which has passed: nothing runs"
+        what = "rerun" if self.is_rerun else "start" if self.is_start else "resumption"
+        head, counts = f"A {what} of run {escape_controls(self.run_id)}", counts_text(self)
+        if self.has_passed:
+            head += ", which has passed: nothing runs"
         elif self.missing:
-            head = f"A resumption of {run} is refused, its pipeline lacks steps: {counts}"
+            head += f" is refused, its pipeline lacks steps: {counts}"
         else:
-            head = f"A resumption of {run}: {counts}"
+            head += f": {counts}"
         return "\n".join([head, *map(str, self.values())])
 
 
@@ -172,10 +191,8 @@ def runs_nothing(preview: RunPreview) -> bool:
     return not preview.runs and not preview.waits
 
 
-_NOT_YET: Mapping[Decision, str] = {
-    "runs": "it has not run yet",
-    "waits": "no signal has come",
-}
+_FIRST_STARTED = 2
+"""How many segments a run has that waited to start, when it does."""
 _FIELDS = ("step_name", "decision", "reason", "condition", "items", "reused_items")
 
 
@@ -215,26 +232,77 @@ def preview_of_start(
     for name, item in restored:
         if item is not None:
             counts[name] = counts.get(name, 0) + 1
-    steps = []
+    steps: dict[int, StepPreview] = {}
+    held = _Held(plan, state, _answered(event, snapshot.replay, plan, now_s))
     for index in plan.order:
         step = plan.steps[index]
-        before, reason = restored.get((step.name, None)), event.rerun_reasons.get(step.name)
+        before, why = restored.get((step.name, None)), event.rerun_reasons.get(step.name)
         if before is not None:
-            steps.append(_of_restored(step, before))
+            steps[index] = _of_restored(step, before)
         elif step.name in skipped:
-            steps.append(StepPreview(step.name, "skipped", skipped[step.name]))
+            steps[index] = StepPreview(step.name, "skipped", skipped[step.name])
         else:
-            condition = _condition(step, has_begun=state.had_begun(index))
-            decision: Decision = "runs" if step.signal is None else "waits"
-            if step.signal is not None and not (
-                isinstance(event, RunResumed) and step.name in event.outdated
-            ):
-                reason = _end_of_wait(step, snapshot.replay, now_s) or reason
-            reason = reason or _NOT_YET[decision]
+            held.look_at(index)
             items, reused = _count_of_items(step, plan, snapshot), counts.get(step.name, 0)
-            steps.append(StepPreview(step.name, decision, reason, condition, items, reused))
+            condition = _condition(step, has_begun=state.had_begun(index))
+            not_yet = "it has not run yet" if step.signal is None else "no signal has come"
+            reason = held.answered.get(step.name) or why or not_yet
+            steps[index] = StepPreview(step.name, "runs", reason, condition, items, reused)
+    runs_some = len(held.by) < sum(each.decision == "runs" for each in steps.values())
+    for index, (signal, _) in held.by.items():
+        steps[index] = _of_held(plan.steps[index], steps[index], signal, runs_some=runs_some)
+    is_start = snapshot.replay.was_enqueued and len(snapshot.replay.segments) == _FIRST_STARTED
     is_rerun = isinstance(event, RunStarted)
-    return RunPreview(run_id, steps, is_rerun=is_rerun, has_passed=False)
+    return RunPreview(
+        run_id, steps.values(), is_rerun=is_rerun, has_passed=False, is_start=is_start
+    )
+
+
+class _Held:
+    """The steps that a signal holds which has not come.
+
+    ``answered`` are the signals whose wait ends when their turn comes, each with the reason.
+    """
+
+    def __init__(self, plan: Plan, state: RunState, answered: Mapping[str, str]) -> None:
+        self._plan = plan
+        self._state = state
+        self.answered = answered
+        self.by: dict[int, tuple[str, bool]] = {}
+        """The signal that holds each step, and whether that is certain: a condition may skip the
+        signal."""
+        self._may_be_skipped = set[int]()
+        """The steps that a condition may skip."""
+
+    def look_at(self, index: int) -> None:
+        """Find out what holds a step, whose dependencies were looked at before."""
+        step, by, needed = self._plan.steps[index], self.by, self._plan.dependencies[index]
+        asks = step.when is not None and not self._state.had_begun(index)
+        lost = [each in self._may_be_skipped for each in needed]
+        if asks or (any(lost) if step.run_if == "success" else lost and all(lost)):
+            self._may_be_skipped.add(index)
+        holding = [by[each] for each in needed if each in by]
+        certain = next((signal for signal, is_certain in holding if is_certain), None)
+        if certain is not None:
+            by[index] = certain, True
+        elif step.signal is not None and step.name not in self.answered:
+            by[index] = step.name, index not in self._may_be_skipped
+        elif holding and step.run_if == "success":  # else it may run if a condition skips these
+            by[index] = holding[0]
+
+
+def _of_held(
+    step: WorkflowStep, preview: StepPreview, signal: str, *, runs_some: bool
+) -> StepPreview:
+    """Return the preview of a step that would run but for a signal that has not come.
+
+    ``runs_some`` says whether others run, which may stop the run.
+    """
+    if step.is_cleanup and runs_some:
+        stops = f"the run stops before signal {signal!r} has come"
+        return replace(preview, condition=preview.condition or stops)
+    why = preview.reason if signal == step.name else f"signal {signal!r} has not come"
+    return replace(preview, decision="waits", reason=why)
 
 
 def with_missing(
@@ -251,21 +319,39 @@ def with_missing(
         else StepPreview(name, "skipped", NOT_IN_PIPELINE)
         for name in missing
     ]
-    return RunPreview(preview.run_id, [*preview.values(), *steps], is_rerun=False, has_passed=False)
+    return RunPreview(
+        preview.run_id,
+        [*preview.values(), *steps],
+        is_rerun=False,
+        has_passed=False,
+        is_start=preview.is_start,
+    )
 
 
 def _hint(nearest: str | None) -> str:
     return "" if nearest is None else f" (did you mean {nearest!r}?)"
 
 
-def _end_of_wait(step: WorkflowStep, run: StoredRun, now_s: float) -> str:
-    """Return what ends the wait of a step at once; empty if nothing does."""
-    if run.sent.get(step.name) is not None:
-        return "its signal has come"
-    wait = run.waits.get(step.name)
-    if wait is None or step.deadline_ms is None or wait.since + step.deadline_ms / 1000 > now_s:
-        return ""
-    return "its deadline has expired"
+def _answered(
+    event: RunStarted | RunResumed, run: StoredRun, plan: Plan, now_s: float
+) -> dict[str, str]:
+    """Return the signals whose wait ends when their turn comes, each with why."""
+    found: dict[str, str] = {}
+    if isinstance(event, RunStarted):
+        return found  # what was sent to another run, and not used there
+    for step in (plan.steps[at] for at in plan.signals):
+        wait, name = run.waits.get(step.name), step.name
+        if name in event.outdated:
+            continue
+        if run.sent.get(name) is not None:
+            found[name] = "its signal has come"
+        elif step.deadline_ms is not None:
+            # A step that has failed for that waits anew.
+            is_stored = name in run.sent and name not in event.unfinished
+            is_over = wait is not None and wait.since + step.deadline_ms / 1000 <= now_s
+            if is_stored or is_over:
+                found[name] = "its deadline has expired"
+    return found
 
 
 def _certain_skips(plan: Plan, state: RunState, at_ms: float) -> dict[str, str]:

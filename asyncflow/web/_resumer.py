@@ -194,14 +194,8 @@ class Resumer:
         value, as of JSON. Return ``None``, and make no run, if no step would run. Raise
         `ResumeRefusedError` if the run can't be rerun, or failed at once.
         """
-        self._check_pipeline(record, "rerun it")
-        pipeline = self._pipelines[record.pipeline]
-        if record.damaged:
-            raise ResumeRefusedError("it is damaged")
-        if everything:
-            from_steps = [step.name for step in pipeline.steps]
-        typed = self._typed(pipeline, inputs)
-        found = await self._preview_of(record, rerun=True, from_=from_steps, inputs=typed)
+        pipeline, wanted = self._rerun_of(record, from_steps, inputs, everything=everything)
+        found = await self._preview_of(record, rerun=True, **wanted)
         if found is not None and runs_nothing(found):
             return None
         run_id = await free_name(self._journal)
@@ -217,11 +211,44 @@ class Resumer:
             pipeline.with_options(journal=self._journal).rerun,
             record.run_id,
             run_id,
-            from_=from_steps,
-            inputs=typed,
+            **wanted,
         )
         await self._begun(run_id, self._start(run_id, start), has_begun)
         return run_id
+
+    async def preview_of_rerun(
+        self,
+        record: RunRecord,
+        *,
+        from_steps: Sequence[str],
+        everything: bool,
+        inputs: Mapping[str, Any],
+    ) -> RunPreview:
+        """Return what `rerun` would do; raise `ResumeRefusedError` if that can't be rerun."""
+        pipeline, wanted = self._rerun_of(record, from_steps, inputs, everything=everything)
+        stored = pipeline.with_options(journal=self._journal)
+        try:
+            found: RunPreview = await stored.preview(record.run_id, rerun=True, **wanted)
+        except (ValueError, TypeError, PayloadError) as error:
+            raise ResumeRefusedError(_why_not(error)) from error
+        return found
+
+    def _rerun_of(
+        self,
+        record: RunRecord,
+        from_steps: Sequence[str],
+        inputs: Mapping[str, Any],
+        *,
+        everything: bool,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the pipeline of a rerun, and the arguments of its ``rerun``."""
+        self._check_pipeline(record, "rerun it")
+        pipeline = self._pipelines[record.pipeline]
+        if record.damaged:
+            raise ResumeRefusedError("it is damaged")
+        if everything:
+            from_steps = [step.name for step in pipeline.steps]
+        return pipeline, {"from_": from_steps, "inputs": self._typed(pipeline, inputs)}
 
     def _typed(self, pipeline: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return inputs with values of the types that the actions declare."""

@@ -23,8 +23,10 @@ from asyncflow._core.errors import (
     RunUnreadableError,
 )
 from asyncflow._core.results import RunStatus
+from asyncflow._core.run_preview import RunPreview, counts_text, runs_nothing, words_of
 from asyncflow._core.signal import check_sender
 from asyncflow._views.event_text import ended_as
+from asyncflow.html_report._page_model import name_text
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import record_document
 from asyncflow.web._auth import Guard, Token, log_in, login_required
@@ -70,7 +72,7 @@ async def resume(request: Request, journal: SQLJournal, resumer: Resumer) -> Res
 
 
 async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
-    """Rerun a run under a new id, in this process.
+    """Rerun a run under a new id, in this process, or say what that would do.
 
     Raise `HTTPException` if the path is that of a run whose id ends like it.
     """
@@ -79,10 +81,12 @@ async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Resp
     run_id = request.path_params["run_id"]
     record = await journal.record(run_id)
     try:
-        wanted = await _wanted(request)
+        wanted, only_previews = await _wanted(request)
     except ValueError as error:
         return problem(request, 400, "The request is invalid", str(error))
     try:
+        if only_previews:
+            return _previewed(await resumer.preview_of_rerun(record, **wanted))
         new = await resumer.rerun(record, **wanted)
     except ResumeRefusedError as error:
         why = f"Run {run_id!r}: {error}."
@@ -123,23 +127,43 @@ async def signal(request: Request, journal: SQLJournal, resumer: Resumer) -> Res
     return json_answer({"done": "stored", "continues": await resumer.continues(run_id)})
 
 
-async def _wanted(request: Request) -> dict[str, Any]:
-    """Return what the body of a request to rerun a run asks for.
+def _previewed(preview: RunPreview) -> Response:
+    """Answer with what a rerun would do, first the steps that would not just be reused."""
+    steps = sorted(preview.values(), key=lambda step: step.decision == "reused")
+    shown = [
+        {"name": name_text(each.step_name), "decision": each.decision, "words": words_of(each)}
+        for each in steps[:_MOST_PREVIEWED]
+    ]
+    return json_answer(
+        {
+            "done": "preview",
+            "counts": counts_text(preview),
+            "runs_nothing": runs_nothing(preview),
+            "steps": shown,
+            "left_out": len(steps) - len(shown),
+        }
+    )
+
+
+async def _wanted(request: Request) -> tuple[dict[str, Any], bool]:
+    """Return what the body of a request to rerun a run asks for, and whether it only previews it.
 
     Raise `ValueError` if it is something else.
     """
     given = await _object_in(request)
-    if given.keys() - {"from", "all", "inputs"}:
-        raise ValueError('the request must be an object with "from", "all" and "inputs"')
+    if given.keys() - {"from", "all", "inputs", "preview"}:
+        raise ValueError('the request must be an object with "from", "all", "inputs" and "preview"')
     from_steps, inputs = given.get("from", []), given.get("inputs", {})
-    everything = given.get("all", False)
+    everything, only_previews = given.get("all", False), given.get("preview", False)
     if not isinstance(from_steps, list) or not all(isinstance(name, str) for name in from_steps):
         raise ValueError('"from" must be a list of steps')
     if not isinstance(inputs, dict):
         raise ValueError('"inputs" must be an object')
-    if not isinstance(everything, bool):
-        raise ValueError('"all" must be true or false')
-    return {"from_steps": from_steps, "everything": everything, "inputs": inputs}
+    for name, flag in {"all": everything, "preview": only_previews}.items():
+        if not isinstance(flag, bool):
+            raise ValueError(f'"{name}" must be true or false')
+    wanted = {"from_steps": from_steps, "everything": everything, "inputs": inputs}
+    return wanted, only_previews
 
 
 async def _object_in(request: Request) -> dict[str, Any]:
@@ -173,6 +197,8 @@ def _refused(request: Request, run_id: str, title: str, text: str) -> Response:
 
 
 _MOST_BYTES = 1_048_576
+_MOST_PREVIEWED = 200
+"""How many steps a preview lists for a page."""
 _NOTES, _RERUN, _SIGNAL = "/notes", "/rerun", "/signal"
 _ATTACHMENT = re.compile(r"/attachments/(\d{1,15})$", re.ASCII)
 

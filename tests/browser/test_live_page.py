@@ -338,7 +338,15 @@ async def test_a_run_is_run_again_from_its_page(tab: Tab, site: ServerThread) ->
     choice = page.get_by_label("What runs again")
     await expect(choice).to_have_value("*")  # nothing has failed
     assert await violations(page) == []
+    planned = page.locator("#live-preview")
+    await expect(planned).to_contain_text("3 to run")
+    await choice.select_option("")
+    await expect(planned).to_contain_text("Nothing would run: 3 reused")
     await choice.select_option("=second")
+    await expect(planned.get_by_role("listitem").filter(has_text="second")).to_have_text(
+        "runs second the rerun starts from it"
+    )
+    assert await violations(page) == []
     await page.get_by_role("button", name="Rerun", exact=True).click()
 
     await expect(page).not_to_have_url(re.compile("run-again"))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ async def test_each_step_is_reused_or_runs_for_a_reason(journal, work):
     assert json.loads(preview.to_json()) == {
         "run_id": "r",
         "is_rerun": False,
+        "is_start": False,
         "has_passed": False,
         "steps": [
             {
@@ -266,7 +268,7 @@ def dump(path: Path) -> list[str]:
         return list(connection.iterdump())
 
 
-async def test_a_step_waits_for_its_signal_which_may_have_come(tmp_path: Path):
+async def test_what_waits_for_a_signal_runs_once_that_has_come(tmp_path: Path):
     pipeline = Pipeline("orders")
 
     @pipeline.step
@@ -289,14 +291,99 @@ async def test_a_step_waits_for_its_signal_which_may_have_come(tmp_path: Path):
         assert dump(tmp_path / "orders.db") == before
 
     assert str(waiting) == (
-        "A resumption of run r: 1 reused, 1 waiting, 1 to run\n"
+        "A resumption of run r: 1 reused, 2 waiting\n"
         "[REUSED ] draft\n"
         "[WAITS  ] approved: no signal has come\n"
+        "[WAITS  ] publish: signal 'approved' has not come"
+    )
+    assert [step.step_name for step in waiting.waits] == ["approved", "publish"]
+    assert str(answered) == (
+        "A resumption of run r: 1 reused, 2 to run\n"
+        "[REUSED ] draft\n"
+        "[RUNS   ] approved: its signal has come\n"
         "[RUNS   ] publish: it has not run yet"
     )
-    assert [step.step_name for step in waiting.waits] == ["approved"]
-    assert told(answered)["approved"] == ("waits", "its signal has come", "")
     assert told(rerun)["approved"] == ("waits", "no signal has come", "")
+
+
+def signals(*, is_done: bool = True) -> Pipeline:
+    """Return a pipeline in which steps of each kind come after signals."""
+
+    async def act(**outputs: Any) -> str:
+        return "done"
+
+    async def act_later() -> str:
+        if is_done:
+            return "done"
+        raise ValueError("not yet")
+
+    pipeline = Pipeline("orders", fail_fast=False)
+    pipeline.step(name="other")(act_later)
+    pipeline.signal("one", bool)
+    pipeline.signal("two", bool, depends_on=["one"])
+    pipeline.signal("rare", bool, depends_on=["other"], when=lambda other: other != "done")
+    steps: dict[str, Any] = {
+        "after_two": {"depends_on": ["two"]},
+        "after_rare": {"depends_on": ["rare"]},
+        "joins": {"depends_on": ["rare", "other"], "run_if": "unless_failed"},
+        "joins_all": {"depends_on": ["joins", "two"], "run_if": "unless_failed"},
+        "tidies": {"run_if": "always"},
+        "alarms": {"run_if": "failure"},
+    }
+    for name, options in steps.items():
+        pipeline.step(name=name, **options)(partial(act))
+    return pipeline
+
+
+async def test_what_comes_after_a_signal_waits_unless_a_condition_or_a_stop_may_let_it_run(
+    tmp_path: Path,
+):
+    async with SQLiteJournal(tmp_path / "orders.db") as journal:
+        stored = signals(is_done=False).with_options(journal=journal, run_id="r")
+        mended = signals().with_options(journal=journal, run_id="r")
+        await stored.run()
+        await journal.signal("r", "two", True)  # before its turn
+        before = await mended.preview("r", rerun=True)
+        failed = await mended.preview("r")
+        await mended.with_options(run_id="s").run()
+        last = await mended.preview("s")
+
+    stops = "the run stops before signal 'one' has come"
+    waits = ("waits", "signal 'one' has not come", "")
+    assert told(before) == {
+        "other": ("runs", "it had failed", ""),
+        "one": ("waits", "no signal has come", ""),
+        "two": waits,
+        "rare": ("waits", "no signal has come", "its condition is met"),
+        "after_two": waits,
+        "after_rare": ("waits", "signal 'rare' has not come", ""),
+        "joins": ("runs", "it has not run yet", ""),
+        "joins_all": waits,
+        "tidies": ("runs", "it has not run yet", stops),
+        "alarms": ("runs", "it has not run yet", "one of its dependencies fails"),
+    }
+    assert told(failed)["two"] == waits
+    assert {name: each.decision for name, each in last.items()} == {
+        **dict.fromkeys(["other", "joins"], "reused"),
+        **dict.fromkeys(["rare", "after_rare"], "skipped"),
+        **dict.fromkeys(["one", "two", "after_two", "joins_all", "tidies", "alarms"], "waits"),
+    }
+
+
+async def test_the_preview_of_a_run_that_waits_to_start_is_about_its_start(tmp_path: Path):
+    async with SQLiteJournal(tmp_path / "orders.db") as journal:
+        stored = signals().with_options(journal=journal, run_id="r")
+        await stored.enqueue()
+        queued = await stored.preview("r")
+        lacking = await Pipeline("orders", journal=journal).preview("r")
+        await stored.run()
+        begun = await stored.preview("r")
+
+    assert (queued.is_start, begun.is_start) == (True, False)
+    assert str(queued).startswith("A start of run r: ")
+    assert str(lacking).startswith("A start of run r is refused, its pipeline lacks steps: ")
+    assert str(begun).startswith("A resumption of run r: ")
+    assert json.loads(queued.to_json())["is_start"] is True
 
 
 def test_a_preview_says_that_a_signal_is_void_and_that_a_deadline_has_expired():

@@ -19,13 +19,20 @@ from typing import Any, NamedTuple
 from asyncflow import (
     Orchestrator,
     Pool,
+    RunNotFoundError,
     RunReport,
     RunStatus,
     Signal,
     WorkflowStep,
     current_step,
 )
-from asyncflow.events import StepWaiting
+from asyncflow._core.run_preview import RunPreview
+from asyncflow.events import (
+    AttemptStarted,
+    SignalReceived,
+    StepFailed,
+    StepWaiting,
+)
 from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import run_in_virtual_time
 
@@ -303,12 +310,17 @@ class _Driver:
             journal=self.journal, run_id="r", on_wait=on_wait, resources=resources
         )
         while True:
+            preview = await self._preview(pipeline)
             async with pipeline.start() as run:
                 ending = asyncio.ensure_future(run.report())
                 await asyncio.wait([ending], timeout=limit_s - self.now_s)
-                if not ending.done():
+                is_cut = not ending.done()
+                if is_cut:
                     run.drain("a deployment")
                 report = await ending
+            if preview is not None:
+                waits_on = report.status is RunStatus.WAITING and not is_cut
+                await self._check(*preview, waits_on=waits_on)
             if report.status is not RunStatus.WAITING:
                 return report
             while not await self.journal.due():
@@ -321,6 +333,25 @@ class _Driver:
                 self.woken.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.woken.wait(), max(left_s, 0.001))
+
+    async def _preview(self, pipeline: Orchestrator) -> tuple[RunPreview, int] | None:
+        """Return what the next segment will do, and how many events are before it."""
+        try:
+            return await pipeline.preview("r"), len(await self.journal.events("r"))
+        except RunNotFoundError:
+            return None
+
+    async def _check(self, preview: RunPreview, before: int, *, waits_on: bool) -> None:
+        """Check that a segment has run nothing else than its preview says."""
+        events = [each.event for each in (await self.journal.events("r", after=before))]
+        waits = {step.step_name for step in preview.waits}
+        ended = [each for each in events if isinstance(each, SignalReceived | StepFailed)]
+        if waits & {each.step for each in ended}:
+            return  # it came, or its deadline expired, after the preview
+        started = {each.step for each in events if isinstance(each, AttemptStarted)}
+        started |= {each.step for each in ended}
+        assert started <= {step.step_name for step in preview.runs}, (preview, events)
+        assert waits or not waits_on, preview
 
     @asynccontextmanager
     async def _resource(self) -> AsyncIterator[None]:

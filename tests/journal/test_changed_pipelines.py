@@ -348,10 +348,10 @@ async def test_a_preview_says_which_steps_are_missing(journal: Any) -> None:
     assert [step.step_name for step in refused.missing] == ["check"]
     assert str(refused) == (
         "A resumption of run r is refused, its pipeline lacks steps: "
-        "1 reused, 1 waiting, 1 to run, 1 missing\n"
+        "1 reused, 2 waiting, 1 missing\n"
         "[REUSED ] draft\n"
         "[WAITS  ] approved: no signal has come\n"
-        "[RUNS   ] ship: it has not run yet\n"
+        "[WAITS  ] ship: signal 'approved' has not come\n"
         "[MISSING] check: no longer in the pipeline"
     )
     assert allowed.missing == []

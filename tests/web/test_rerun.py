@@ -114,6 +114,34 @@ async def test_steps_and_typed_inputs_are_chosen(
     assert reports[2]["extract"].rerun_reason == "the rerun starts from it"
 
 
+async def test_a_preview_changes_with_what_is_chosen_and_makes_no_run(
+    make_client: Any, journal: Any, work: Work
+) -> None:
+    work.is_broken = True
+    await work.pipeline().orchestrator.with_options(run_id="r", journal=journal).run()
+    client = make_client(app(journal, pipelines={"etl": work.pipeline()}))
+
+    bodies = [{}, {"all": True}, {"inputs": {"day": "2026-02-03"}}]
+    answers = [
+        (await client.post("/api/runs/r/rerun", json={**body, "preview": True})).json()
+        for body in bodies
+    ]
+
+    assert [each["counts"] for each in answers] == ["1 reused, 1 to run", "2 to run", "2 to run"]
+    assert answers[0] == {
+        "done": "preview",
+        "counts": "1 reused, 1 to run",
+        "runs_nothing": False,
+        "steps": [
+            {"name": "load", "decision": "runs", "words": "it had failed"},
+            {"name": "extract", "decision": "reused", "words": ""},
+        ],
+        "left_out": 0,
+    }
+    assert answers[2]["steps"][0]["words"] == "the other run does not have its input 'day'"
+    assert len(await journal.runs()) == 1
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
@@ -124,6 +152,9 @@ async def test_steps_and_typed_inputs_are_chosen(
         (b'{"from": [1]}', 400, '"from" must be a list of steps'),
         (b'{"inputs": []}', 400, '"inputs" must be an object'),
         (b'{"all": 1}', 400, '"all" must be true or false'),
+        (b'{"preview": 1}', 400, '"preview" must be true or false'),
+        (b'{"preview": true, "from": ["laod"]}', 409, "did you mean 'load'?"),
+        (b'{"preview": true, "inputs": {"table": 1}}', 409, "input 'table' does not fit"),
         (b" " * 1_048_577, 400, "more than 1,048,576 bytes"),
         (b'{"from": ["laod"]}', 409, "did you mean 'load'?"),
         (b'{"inputs": {"tabel": 1}}', 409, "takes an input 'tabel' (did you mean 'table'?)"),

@@ -21,16 +21,17 @@
   form.innerHTML = `<h2 id="live-form-title">Rerun</h2>
     <p>A new run reuses the results of this one that are still valid. This run stays as it is.</p>
     <form method="dialog"><p><label for="live-from">What runs again</label><select id="live-from"></select></p>
-    <div id="live-inputs"></div><p id="live-refused" role="alert"></p>
+    <div id="live-inputs"></div><div id="live-preview" role="status"></div><p id="live-refused" role="alert"></p>
     <button>Close</button> <button type="button" id="live-start">Rerun</button></form>`;
   live.append(note, question, form);
   const signals = new Map(); // the form of each step that waits
   const from = document.getElementById("live-from"), start = document.getElementById("live-start");
   const fields = document.getElementById("live-inputs"), refusal = document.getElementById("live-refused");
+  const planned = document.getElementById("live-preview");
   const yes = document.getElementById("live-yes");
 
   const SILENCE_MS = 16000; // the server sends a ping every 5 seconds
-  const AGAIN_MS = 1000, LONGEST_MS = 5000, ASK_MS = 3000, ANSWER_MS = 10000, HIDDEN_MS = 10000;
+  const AGAIN_MS = 1000, LONGEST_MS = 5000, ASK_MS = 3000, ANSWER_MS = 10000, HIDDEN_MS = 10000, TYPING_MS = 300;
   const DONE = {
     cancelling: "Stopping: its running steps are cancelled, and clean up first.",
     "cancelled-later": "Cancelled: no process runs it now, and the next to take it up ends it.",
@@ -42,6 +43,7 @@
   const have = new Map(live.dataset.have.trim().split(" ").map((each) => each.split(":"))); // the digest of each part of the page
   let [url, after] = live.dataset.eventsUrl.split("?after=");
   let source = null, heard = 0, pause = AGAIN_MS, timer = 0, hidden = 0, said = "", can = {}, trouble = null;
+  let asked = 0, typing = 0; // of the preview in the dialog
   let isFresh = false, isActing = false, isAsking = false, isWanted = false;
 
   function show(state, text) {
@@ -62,7 +64,7 @@
   function offer(now) {
     can = now;
     for (const [name, button] of Object.entries(buttons)) button.hidden = !can[name];
-    buttons.resume.textContent = `Resume the run${can.preview ? ` (${can.preview})` : ""}`;
+    buttons.resume.textContent = `${can.queued ? "Start" : "Resume"} the run${can.preview ? ` (${can.preview})` : ""}`;
     if (!can.cancel) question.close();
     if (can.note || !said) say(can.note);
     const waits = can.signals || {};
@@ -235,17 +237,51 @@
     refusal.textContent = "";
   }
 
-  async function rerun() {
-    isActing = true;
-    enable();
-    refusal.textContent = "";
+  function chosen() {
     const wanted = { all: from.value === "*", from: from.value.startsWith("=") ? [from.value.slice(1)] : [], inputs: {} };
     for (const { name, value } of fields.querySelectorAll("input")) {
       if (value) try { wanted.inputs[name] = JSON.parse(value); } catch { wanted.inputs[name] = value; }
     }
+    return wanted;
+  }
+
+  const post = (where, body) => fetch(where, {
+    method: "POST", headers: { accept: "application/json", "content-type": "application/json" }, body,
+  });
+
+  // What the rerun would do as it is chosen now. Only the answer to the latest choice is shown.
+  async function preview() {
+    const mine = ++asked;
+    let answer = null, data = null;
     try {
-      const headers = { accept: "application/json", "content-type": "application/json" };
-      const answer = await fetch(live.dataset.rerunUrl, { method: "POST", headers, body: JSON.stringify(wanted) });
+      answer = await post(live.dataset.rerunUrl, JSON.stringify({ ...chosen(), preview: true }));
+      data = await answer.json();
+    } catch { /* the rerun itself says so */ }
+    if (mine !== asked) return;
+    planned.replaceChildren();
+    refusal.textContent = data && !answer.ok ? `${data.error}. ${data.detail}` : "";
+    if (!data?.steps) return;
+    const list = element("ul", "");
+    list.append(...data.steps.map(({ name, decision, words }) => {
+      const line = element("li", "", { className: decision });
+      line.append(element("span", decision, { className: "tag" }), " ", element("b", name), words && ` ${words}`);
+      return line;
+    }));
+    const more = data.left_out ? element("p", `and ${data.left_out.toLocaleString("en")} more steps`, { className: "dim" }) : "";
+    planned.append(element("p", data.runs_nothing ? `Nothing would run: ${data.counts}` : data.counts), list, more);
+  }
+
+  function previewSoon() {
+    clearTimeout(typing);
+    typing = setTimeout(preview, TYPING_MS);
+  }
+
+  async function rerun() {
+    isActing = true;
+    enable();
+    refusal.textContent = "";
+    try {
+      const answer = await post(live.dataset.rerunUrl, JSON.stringify(chosen()));
       if (answer.status === 401) { location.reload(); return; }
       const data = await answer.json();
       if (data.url) { location.href = data.url; return; }
@@ -294,8 +330,7 @@
     enable();
     try {
       JSON.parse(json);
-      const headers = { accept: "application/json", "content-type": "application/json" };
-      const sent = await fetch(live.dataset.signalUrl, { method: "POST", headers, body: `{"name": ${JSON.stringify(name)}, "value": ${json}}` });
+      const sent = await post(live.dataset.signalUrl, `{"name": ${JSON.stringify(name)}, "value": ${json}}`);
       if (sent.status === 401) { location.reload(); return; }
       const data = await sent.json();
       const next = data.continues ? "The run continues." : "A service that has its pipeline continues the run, and so does asyncflow resume.";
@@ -308,7 +343,9 @@
     enable();
   }
 
-  buttons.rerun.addEventListener("click", () => { fill(); form.showModal(); });
+  buttons.rerun.addEventListener("click", () => { fill(); planned.replaceChildren(); form.showModal(); preview(); });
+  from.addEventListener("change", preview);
+  fields.addEventListener("input", previewSoon);
   start.addEventListener("click", rerun);
   form.addEventListener("keydown", (event) => event.stopPropagation());
   buttons.cancel.addEventListener("click", () => question.showModal());
