@@ -240,6 +240,8 @@ class PoolPaused(_OfRun):
     by: str = ""
     """The step, or the item, that the service has told when to come back, in whichever run; empty
     after `Pool.pause`."""
+    steps: tuple[str, ...] = ()
+    """The steps of the run that share the pool, in topological order."""
     level: ClassVar[int] = WARNING
 
 

@@ -120,6 +120,8 @@ class StoredRun:
         nothing ran while it waited."""
         self.pool_pauses: dict[str, events.PoolPaused] = {}
         """The latest pause of each pool, by its name."""
+        self.pauses: list[tuple[int, events.PoolPaused]] = []
+        """All pauses, each with the segment in which it was reported."""
         self._without_items = without_items
         self.checkpoints: dict[Key, Payload] = {}
         """The checkpoints of steps and items, if a journal has read them; no event has any."""
@@ -265,6 +267,7 @@ class StoredRun:
 
     def _on_pool_paused(self, event: events.PoolPaused) -> None:
         self.pool_pauses[event.pool] = event
+        self.pauses.append((len(self.segments), event))
 
     def _on_run_finished(self, event: events.RunFinished) -> None:
         self.status, self.at_ms = event.status, event.at_ms

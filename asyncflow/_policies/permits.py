@@ -231,7 +231,7 @@ class Permits(Policy):
         self._kept: list[PoolTicket | Permit] = []
         """What is released when no mapped step is about to add items."""
         self._looks_soon = False
-        plan = scope.plan
+        plan = self._plan = scope.plan
         self._priorities = _priorities_of(plan) if self._queue.is_limited else {}
         self._has_priorities = bool(self._priorities) and any(
             low or high for low, high in self._priorities.values()
@@ -530,7 +530,9 @@ class Permits(Policy):
         until_ms = now_ms + pause.left_ms
         if until_ms > self._reported_ms.get(pool, 0.0) + 0.5:
             self._reported_ms[pool] = until_ms
-            self._dispatcher.emit(PoolPaused(now_ms, until_ms, pool.name or "", pause.by))
+            steps = [self._plan.steps[at] for at in self._plan.having("pool")]
+            names = tuple([step.name for step in steps if step.pool is pool])
+            self._dispatcher.emit(PoolPaused(now_ms, until_ms, pool.name or "", pause.by, names))
 
     def on_explain(self) -> str:
         """Return for which pool, key or share nodes wait, and why, as an end of a sentence."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyncflow._core.critical_path import StepTime, critical_path, time_of_wait
 from asyncflow._core.failures import failures, first_failure
@@ -51,6 +51,23 @@ def _times_of(step: StepView, now_ms: float) -> tuple[float, float] | None:
     return time_of_wait(step)
 
 
+class PoolPauses(NamedTuple):
+    """When a pool was paused, as far as a run has waited for it."""
+
+    pool: str
+    """Its name; empty if it has none."""
+    steps: tuple[str, ...]
+    """The steps of the run that share it."""
+    by: str
+    """The step, or the item, that paused it first; empty if none did."""
+    times: list[tuple[float, float, int]]
+    """From when to when, in milliseconds of the run, and in which segment."""
+
+    @property
+    def paused_ms(self) -> float:
+        return sum(end_ms - start_ms for start_ms, end_ms, _ in self.times)
+
+
 class RunView(StoredRun):
     """Where a run stands, with what displays derive of it. They show no secret."""
 
@@ -88,6 +105,24 @@ class RunView(StoredRun):
         """Return the pauses of pools that have not ended at a moment of the run."""
         pauses = self.pool_pauses.values() if self.is_running else ()
         return [pause for pause in pauses if pause.until_ms > now_ms]
+
+    def pool_pauses_until(self, now_ms: float) -> list[PoolPauses]:
+        """Return when each pool was paused, up to a moment of the run.
+
+        A pause that was extended is one. Each ends with its segment.
+        """
+        found: dict[tuple[str, tuple[str, ...]], PoolPauses] = {}
+        ends = [*(segment.at_ms for segment in self.segments[1:]), now_ms]
+        for segment, event in self.pauses:
+            key = event.pool, event.steps
+            pool = found.setdefault(key, PoolPauses(*key, event.by, []))
+            end_ms = min(event.until_ms, ends[segment - 1])
+            last = pool.times[-1] if pool.times else None
+            if last is not None and last[2] == segment and event.at_ms <= last[1]:
+                pool.times[-1] = last[0], max(last[1], end_ms), segment
+            elif end_ms > event.at_ms:
+                pool.times.append((event.at_ms, end_ms, segment))
+        return [pool for pool in found.values() if pool.times]
 
     @property
     def edges(self) -> dict[str, tuple[str, ...]]:

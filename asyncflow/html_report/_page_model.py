@@ -38,7 +38,7 @@ from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, item_value, received
 from asyncflow._views.run_end import again_steps, endured_steps, is_retried
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import PoolPauses, RunView
 from asyncflow._views.slowness import slowness_of, slowness_text
 from asyncflow._views.spans import spans_of
 from asyncflow._views.waiting import Wait
@@ -77,6 +77,8 @@ MOST_ITEMS = 30
 MOST_ITEM_ROWS = 300
 MOST_CELLS, ALL_CELLS = 2_000, 8_000
 """Of more items of a mapped step, and of all such steps together, a cell stands for several."""
+MOST_PAUSES = 100
+"""Of more pauses of a pool, the longest ones are drawn."""
 MOST_TOGETHER = 50
 """How many rows of the timeline are drawn together when they come into view."""
 MOST_EARLIER = 50
@@ -572,6 +574,30 @@ class PageModel:
         if usual_ms is None or not is_comparable(view.status, view.rerun_of):
             return ""
         return slowness_text(slowness_of(view, usual_ms, self.context.usual_ms) or Slower(usual_ms))
+
+    @cached_property
+    def pool_pauses(self) -> list[PoolPauses]:
+        return self.view.pool_pauses_until(self.now_ms)
+
+    def pool_pause_text(self, pauses: PoolPauses) -> str:
+        """Return for how long a pool was paused, how often, and which step was the reason."""
+        often = f" in {len(pauses.times)} pauses" if len(pauses.times) > 1 else ""
+        by = f", by {pauses.by}" if pauses.by else ""
+        left = ""
+        for pause in () if self.context.is_orphaned else self.view.pauses_at(self.now_ms):
+            if pause.pool == pauses.pool:
+                left = f", {duration(pause.until_ms - self.now_ms)} left"
+        pool = f"{pauses.pool} " if pauses.pool else ""
+        return f"{pool}{duration(pauses.paused_ms)}{often}{by}{left}"
+
+    def pause_bars(self, pauses: PoolPauses) -> list[Bar]:
+        """Return where a pool was paused, at most its longest pauses."""
+        longest = heapq.nlargest(MOST_PAUSES, pauses.times, key=lambda each: each[1] - each[0])
+        return [self.timeline.bar("paused", *each) for each in sorted(longest)]
+
+    def pauses_of(self, step: str) -> list[int]:
+        """Return the numbers of the pools in `pool_pauses` that a step shares."""
+        return [at for at, each in enumerate(self.pool_pauses) if step in each.steps]
 
     def usual_end(self, step: StepView) -> float | None:
         """Return where a step ends that takes as long as it usually does, in percent.

@@ -13,7 +13,7 @@ from asyncflow._views.axis import changing_counts
 from asyncflow._views.event_text import place_text
 from asyncflow._views.spans import AttemptSpan, SpanKind, spans_of
 
-BarKind: TypeAlias = SpanKind | Literal["items", "wait"]
+BarKind: TypeAlias = SpanKind | Literal["items", "wait", "paused"]
 
 MOST_POINTS = 400
 _MOST_LAYER_POINTS = 200

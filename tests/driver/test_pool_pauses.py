@@ -464,9 +464,16 @@ async def test_each_run_that_waits_reports_the_pause_and_why():
         if current_step().run_id == "mine" and current_step().attempt == 1:
             raise Refused(2_000)
 
+    async def free():
+        pass
+
     async def run(run_id, events):
-        step = WorkflowStep("ask", ask, pool=pool, max_retries=2, retry=NAMED)
-        await run_pipeline([step], run_id=run_id, observers=[events.append])
+        steps = [
+            WorkflowStep("ask", ask, pool=pool, max_retries=2, retry=NAMED),
+            WorkflowStep("free", free),
+            WorkflowStep("tell", free, ["ask"], pool=pool),
+        ]
+        await run_pipeline(steps, run_id=run_id, observers=[events.append])
 
     async def run_late():
         await asyncio.sleep(1.1)
@@ -476,7 +483,7 @@ async def test_each_run_that_waits_reports_the_pause_and_why():
 
     (first,), (second,), (third,) = map(pauses_in, (mine, others, late))
     assert (first.pool, first.by) == (second.pool, second.by) == (third.pool, third.by)
-    assert (first.pool, first.by) == ("api", "ask")
+    assert (first.pool, first.by, first.steps) == ("api", "ask", ("ask", "tell"))
     assert [round(each.at_ms) for each in (first, second, third)] == [100, 100, 0]
     assert [round(each.until_ms) for each in (first, second, third)] == [2_100, 2_100, 1_000]
 

@@ -137,6 +137,7 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
 """The strategies of events of which some fields hold more, or less, than their types say."""
 BY_TYPE = {
     "str": texts,
+    "tuple[str, ...]": st.lists(texts, max_size=3).map(tuple),
     "int": counts,
     "int | None": items,
     "float": times,

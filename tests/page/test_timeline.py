@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mapped_run import mapped_run
 from resumed_run import PAUSE_S, RESUMED, crashed_often
 
-from asyncflow import StepTimeoutError
+from asyncflow import RunStatus, StepTimeoutError
 from asyncflow._core.step_view import AttemptView
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
@@ -23,6 +23,8 @@ from asyncflow.events import (
     Event,
     LoopBlocked,
     MapStarted,
+    PoolPaused,
+    RunFinished,
     RunInterrupted,
     RunResumed,
     RunStarted,
@@ -31,6 +33,8 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
+from asyncflow.html_report._event_log import event_log
+from asyncflow.html_report._page import sections
 from asyncflow.html_report._page_model import PageModel
 from asyncflow.html_report._timeline import (
     Bar,
@@ -345,3 +349,42 @@ def test_the_axis_has_at_most_ten_ticks_for_any_span(span_ms: float) -> None:
     assert 0 == bars_found[0].ms <= bars_found[-1].ms <= span_ms * 1.000001
     gaps = [b.ms - a.ms for a, b in itertools.pairwise(bars_found)]
     assert all(math.isclose(gap, gaps[0], rel_tol=1e-6) for gap in gaps)
+
+
+def paused(at_ms: float, until_ms: float, by: str = "ask[3]") -> PoolPaused:
+    return PoolPaused(at_ms, until_ms, "api", by, ("ask", "tell"))
+
+
+def test_the_pauses_of_a_pool_cover_the_rows_of_all_its_steps() -> None:
+    steps: dict[str, tuple[str, ...]] = {"ask": (), "tell": ("ask",), "free": ()}
+    events: list[Event] = [
+        RunStarted("r", 0.0, steps),
+        AttemptStarted("ask", 1, 0.0),
+        paused(1_000.0, 3_000.0),
+        paused(2_000.0, 4_000.0, "tell"),  # it goes on
+        paused(5_000.0, 9_000.0),
+        RunFinished(10_000.0, RunStatus.PASSED),
+    ]
+    sections_of_run = sections(RunView(events), event_log(events), now_ms=10_000.0)
+    chart = sections_of_run["gantt"]
+
+    found = re.findall(r'<rect class="f-paused" x="(\d+)%" width="(\d+)%"', chart)
+    assert found == [("10", "30"), ("50", "40")]
+    assert chart.count('<use href="#pause-0">') == 2
+    assert chart.count("</svg> pool paused</li>") == 1
+    told = "api 7.0 s in 2 pauses, by ask[3]"
+    assert f"<dt>Pool paused</dt><dd>{told}</dd>" in sections_of_run["header"]
+
+
+def test_a_pool_that_is_paused_now_says_for_how_long_still() -> None:
+    events: list[Event] = [RunStarted("r", 0.0, {"ask": ()}), paused(1_000.0, 9_000.0, "")]
+    view = RunView(events)
+
+    header = sections(view, event_log(events), now_ms=2_000.0)["header"]
+
+    assert "<dd>api 1.0 s, 7.0 s left</dd>" in header
+    assert [each.times for each in view.pool_pauses_until(2_000.0)] == [[(1_000.0, 2_000.0, 1)]]
+    resumed = RunResumed("r", 1_500.0, 60.0, {"ask": ()}, {})
+    again = RunView([*events, resumed, paused(1_600.0, 1_700.0)])
+    times = [each.times for each in again.pool_pauses_until(5_000.0)]
+    assert times == [[(1_000.0, 1_500.0, 1), (1_600.0, 1_700.0, 2)]]
