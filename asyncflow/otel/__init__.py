@@ -55,10 +55,11 @@ class OpenTelemetryObserver:
     Args:
         tracer_provider: Makes the spans; by default the global one.
         meter_provider: Records the measurements; by default the global one.
-        pools: Those whose state is measured too: their slots, how many of these are taken, attempts
-            that wait, how long they are still paused, and the retries that are left; and for each
-            ``pool_key``, of at most 100 of which there is most, how many slots it has and how many
-            of its attempts wait. Give them to one observer only.
+        pools: Those whose state is measured too: their slots, the share of them that this process
+            has if processes share the pool, how many are taken here, attempts that wait, how long
+            they are still paused, and the retries that are left; and for each ``pool_key``, of at
+            most 100 of which there is most, how many slots it has and how many of its attempts
+            wait. Give them to one observer only.
         services: Those of which is measured how many places are taken, and how many runs wait to
             start in their journal. Each service on a journal measures the same queue, so take the
             maximum of the replicas, not the sum. Give them to one observer only.

@@ -70,11 +70,14 @@ def observe_pools(meter: Meter, pools: Iterable[Pool]) -> None:
     """Let a meter read the state of pools whenever it collects measurements."""
     named = [(pool, {semconv.POOL_NAME: encodable(pool.name or "")}) for pool in pools]
 
-    def gauge(name: str, unit: str, description: str, read: Callable[[PoolStats], float]) -> None:
+    def gauge(
+        name: str, unit: str, description: str, read: Callable[[PoolStats], float | None]
+    ) -> None:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
             for pool, attributes in named:
                 value = read(pool.stats())
-                if value < math.inf:  # as are the retries of a pool without a budget
+                # The retries of a pool without a budget are infinite.
+                if value is not None and value < math.inf:
                     yield Observation(value, attributes)
 
         meter.create_observable_gauge(name, [observe], unit, description)
@@ -92,12 +95,14 @@ def observe_pools(meter: Meter, pools: Iterable[Pool]) -> None:
 
     size, in_use = "Slots that a pool has.", "Slots of a pool that are taken."
     waiting = "Attempts that wait for a pool."
+    share = "Slots that this process may use of a pool that processes share."
     of_key = "Slots that a key of a pool has taken."
     waiting_of_key = "Attempts of a key that wait for a pool."
     paused, retries = "How long a pool is still paused.", "Retries that its budget allows."
     of_keys(semconv.METRIC_POOL_KEY_IN_USE, "{slot}", of_key, lambda its: its.in_use)
     of_keys(semconv.METRIC_POOL_KEY_WAITING, "{attempt}", waiting_of_key, lambda its: its.waiting)
     gauge(semconv.METRIC_POOL_SIZE, "{slot}", size, lambda stats: stats.size)
+    gauge(semconv.METRIC_POOL_SHARE, "{slot}", share, lambda stats: stats.share)
     gauge(semconv.METRIC_POOL_IN_USE, "{slot}", in_use, lambda stats: stats.in_use)
     gauge(semconv.METRIC_POOL_WAITING, "{attempt}", waiting, lambda stats: stats.waiting)
     gauge(semconv.METRIC_POOL_PAUSED, "s", paused, lambda stats: stats.paused_ms / 1000)

@@ -64,6 +64,7 @@ CALL_DURATION_MS = "asyncflow.call.duration_ms"
 POOL_NAME = "asyncflow.pool.name"
 POOL_KEY = "asyncflow.pool.key"
 
+METRIC_POOL_SHARE = "asyncflow.pool.slots.share"
 METRIC_POOL_SIZE = "asyncflow.pool.slots.limit"
 METRIC_POOL_IN_USE = "asyncflow.pool.slots.used"
 METRIC_POOL_KEY_IN_USE = "asyncflow.pool.key.slots.used"

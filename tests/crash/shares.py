@@ -278,11 +278,12 @@ class SharedPools:
         async with self._journal() as journal:
             pipeline = self._pipeline(Pool(self._size, name="provider", shared=True))
             async with (
-                Service([pipeline], journal=journal, max_runs=20, resume_every_s=0.1),
-                asyncio.timeout(60),
+                Service([pipeline], journal=journal, max_runs=40, resume_every_s=0.1),
+                asyncio.timeout(60 + self.killed),
             ):
                 while going_on & {run.status for run in await journal.runs(limit=None)}:
-                    await asyncio.sleep(0.1)
+                    while await journal.runs("RUNNING", limit=1):
+                        await asyncio.sleep(0.1)
             for run in await journal.runs(limit=None):
                 if run.status is not RunStatus.PASSED:
                     raise BrokenPromise(f"run {run.run_id} is {run.status}, {run.cause}")

@@ -260,19 +260,24 @@ def test_nothing_stays_in_flight_however_a_run_ends_and_resumes(seed, turn, shar
 
 async def test_the_state_of_pools_is_measured_when_it_is_asked_for(otel):
     api, plain = Pool(3, retry_budget=0.5, name="api"), Pool(2)
-    OpenTelemetryObserver(otel.provider, otel.meters, pools=[api, plain])
+    shared = Pool(4, name="shared", shared=True)
+    OpenTelemetryObserver(otel.provider, otel.meters, pools=[api, plain, shared])
     ticket = api._take(2)
     api.pause(60_000)
 
+    share = points(otel, "asyncflow.pool.slots.share")
     limit = points(otel, "asyncflow.pool.slots.limit")
     used = points(otel, "asyncflow.pool.slots.used")
     paused = points(otel, "asyncflow.pool.pause.remaining")
     retries = points(otel, "asyncflow.pool.retries.remaining")
     ticket.release()
 
-    of_api, of_plain = (("asyncflow.pool.name", "api"),), (("asyncflow.pool.name", ""),)
-    assert limit == {of_api: 3, of_plain: 2}
-    assert used == {of_api: 2, of_plain: 0}
+    of_api, of_plain, of_shared = [
+        (("asyncflow.pool.name", name),) for name in ("api", "", "shared")
+    ]
+    assert limit == {of_api: 3, of_plain: 2, of_shared: 4}
+    assert share == {of_shared: 0}  # no attempt here needs one
+    assert used == {of_api: 2, of_plain: 0, of_shared: 0}
     assert paused[of_plain] == 0
     assert 50 < paused[of_api] <= 60
     assert retries == {of_api: 10}
