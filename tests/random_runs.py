@@ -541,8 +541,11 @@ class RandomPipeline:
 
     def world(self, journal, run_id=RUN_ID):
         pools = [
-            Pool(size, **options)
-            for size, options in zip(self.pool_sizes, self.pool_options, strict=True)
+            # In virtual time, a shared pool is an ordinary one.
+            Pool(size, name=f"pool {n}", shared=bool(n) and "per_key" not in options, **options)
+            for n, (size, options) in enumerate(
+                zip(self.pool_sizes, self.pool_options, strict=True)
+            )
         ]
         changes = None if self.changes is None else random.Random(self.changes)
         return World(journal, pools, self.options["max_concurrency"], run_id, changes)

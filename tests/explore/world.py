@@ -548,8 +548,11 @@ class Pipeline:
                 retry_budget=None if spec.budget is None else 0,
                 pauses=spec.pauses,
                 per_key=spec.per_key,
+                name=f"pool {number}",
+                # In virtual time it is an ordinary one.
+                shared=bool(number % 2) and spec.per_key is None,
             )
-            for spec in flow.pools
+            for number, spec in enumerate(flow.pools)
         ]
         self.world: World
         self.index = {spec.name: number for number, spec in enumerate(flow.steps)}
