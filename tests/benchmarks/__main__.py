@@ -34,7 +34,7 @@ from tests.benchmarks.inside import inside
 from tests.benchmarks.looking_back import looking_back
 from tests.benchmarks.makespans import makespans
 from tests.benchmarks.observing import observing
-from tests.benchmarks.pools import pool_policies, pools, refusals
+from tests.benchmarks.pools import pool_policies, pools, refusals, shared_pools
 from tests.benchmarks.ratios import Ratio, Row, compared, cpu_s, limit_of, passed
 from tests.benchmarks.retention import retention
 from tests.benchmarks.saying import saying
@@ -279,6 +279,7 @@ SUBJECTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "fail_fast": fail_fast,
     "pools": pools,
     "pool_policies": pool_policies,
+    "shared_pools": shared_pools,
     "refusals": refusals,
     "mapped": mapped,
     "chains": chains,

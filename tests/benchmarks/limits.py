@@ -32,6 +32,7 @@ LIMITS: dict[str, tuple[float, float, float]] = {
     "1,000 steps in a pool of 100 with a rate, instant": (2.5, 3.7, 4.2),
     "1,000 steps in a pool of 100 with 3 priorities, instant": (2.35, 3.0, 3.4),
     "50 runs of 100 steps in a pool of 20": (3.0, 3.0, 3.2),
+    "1,000 durable steps in a shared pool, beside one that is not shared": (1.1, 1.1, 1.1),
     # An item has a result, attempts, and a slot that other runs share; a task has none of these.
     "map over 10,000 items, 100 at once, instant": (1.85, 2.35, 2.35),
     "map over 10,000 items, 100 at once, suspending": (1.85, 1.7, 1.7),

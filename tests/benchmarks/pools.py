@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from asyncflow import Pool, Retry, WorkflowStep, current_step, run_pipeline
+from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import run_in_virtual_time
 from tests.benchmarks.by_hand import run_by_hand
 from tests.benchmarks.graphs import instant, suspending
-from tests.benchmarks.ratios import Ratio, Row, compared, cpu_s
+from tests.benchmarks.ratios import Ratio, Row, compared, cpu_s, seconds
 
 # A policy that is used may cost as much as a timer and a call through the loop.
 MAX_OF_A_POLICY = 2.5
@@ -88,6 +92,59 @@ def _kept_kib() -> float:
         before.filter_traces([tracemalloc.Filter(True, "*pool.py")]), "filename"
     )
     return sum(each.size_diff for each in kept) / 1024
+
+
+A_PROCESS = 4
+"""How many slots there are for each process: what a share costs is to be little at that size."""
+
+MAX_OF_TICKS_A_S = 11
+
+
+def shared_pools(rounds: int) -> Iterator[Row]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "runs.db")
+        shared, own = (
+            steps_in(Pool(A_PROCESS, name="p", shared=is_shared), suspending)
+            for is_shared in (True, False)
+        )
+        yield compared(
+            "1,000 durable steps in a shared pool, beside one that is not shared",
+            lambda: asyncio.run(_durable_cpu_s(path, shared)),
+            lambda: asyncio.run(_durable_cpu_s(path, own)),
+            rounds,
+        )
+        yield Row(
+            "   transactions of shares while attempts wait",
+            lambda: asyncio.run(_ticks_a_s(path)),
+            MAX_OF_TICKS_A_S,
+            "/s",
+        )
+
+
+async def _durable_cpu_s(path: Path, steps: list[WorkflowStep]) -> float:
+    async with SQLiteJournal(path, synchronous="NORMAL") as journal:
+        await journal.runs()  # opens the database
+        return await seconds(lambda: run_pipeline(steps, journal=journal))
+
+
+async def _ticks_a_s(path: Path) -> float:
+    async def wait() -> None:
+        await asyncio.sleep(0.01)
+
+    ticks = 0
+    async with SQLiteJournal(path, synchronous="NORMAL") as journal:
+        shares = journal._worker.shares
+        negotiate = shares.negotiate
+
+        def counted() -> None:
+            nonlocal ticks
+            ticks += 1
+            negotiate()
+
+        shares.negotiate = counted  # type: ignore[method-assign]
+        began_s = time.monotonic()
+        await run_pipeline(steps_in(Pool(A_PROCESS, name="p", shared=True), wait), journal=journal)
+        return ticks / (time.monotonic() - began_s)
 
 
 def pool_policies(rounds: int) -> Iterator[Row]:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from memory_journal import MemoryJournal
 
 from asyncflow import Orchestrator, Pool, Retry, RunCancelledError, WorkflowStep, run_pipeline
+from asyncflow._core.pool import Clock
 from asyncflow._policies.pool_sharing import why_waiting
 from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import crash_everywhere, run_in_virtual_time, simulate
@@ -257,3 +259,79 @@ async def test_a_forked_process_has_no_share(journal: Any, tmp_path: Path) -> No
     assert os.waitstatus_to_exitcode(ended[1]) == 0
     work.may_go_on.set()
     assert (await run).all_passed
+
+
+class Member:
+    """A process that uses a pool by a journal of its own, and asks when a test lets it."""
+
+    def __init__(self, journal: Any) -> None:
+        self.journal = journal
+        self.clock = Clock(time.monotonic, time.monotonic)
+        self.pool = shared(8)
+        self.share = journal._share(self.pool, self.clock)
+        self.share._wake = lambda: None
+        self.tickets: list[Any] = []
+
+    def join(self, count: int) -> None:
+        self.tickets += [self.pool._join(self.clock, lambda at_s: None) for _ in range(count)]
+
+    async def ask(self) -> int:
+        await self.journal._write(self.journal._worker.shares.negotiate)
+        return self.pool.in_use
+
+    def end(self, count: int) -> None:
+        for _ in range(count):
+            self.tickets.pop(0).release()
+
+
+async def test_processes_share_the_slots_and_pauses_in_any_database(
+    make_journal: Any, database: Any
+) -> None:
+    one, other = Member(make_journal()), Member(make_journal())
+    one.join(8)
+    other.join(2)
+    assert await one.ask() == 8
+    assert await other.ask() == 0
+    await one.ask()
+    one.end(2)
+    assert one.pool.in_use == 6
+    await one.ask()
+    assert await other.ask() == 2
+    assert sorted(rows(database)) == [(2, 2), (6, 6)]
+
+    other.pool._pause(other.clock, time.monotonic() + 60, "ask")
+    await other.ask()
+    await one.ask()
+    pause = one.pool._pause_of(one.clock)
+    assert pause is not None
+    assert pause.by == "ask"
+    assert 50_000 < pause.left_ms <= 60_000
+
+    database.query("UPDATE shares SET expires_at = 1, boot_expires_at = 1")
+    await other.ask()
+    assert rows(database) == [(2, 8)]
+    one.end(6)
+    await one.ask()
+    other.end(2)
+    await other.ask()
+    assert rows(database) == []
+
+
+async def test_processes_ask_for_several_pools_at_once_without_a_deadlock(
+    make_journal: Any, database: Any
+) -> None:
+    journals = [make_journal() for _ in range(3)]
+    clock, tickets = Clock(time.monotonic, time.monotonic), []
+    for journal in journals:
+        for name in ("a", "b", "c")[:: 1 if journal is journals[0] else -1]:
+            pool = shared(2, name)
+            journal._share(pool, clock)._wake = lambda: None
+            tickets.append(pool._join(clock, lambda at_s: None))
+
+    async with asyncio.timeout(30):
+        for _ in range(20):
+            await asyncio.gather(*(each._write(each._worker.shares.negotiate) for each in journals))
+
+    granted = database.query("SELECT pool, SUM(granted) FROM shares GROUP BY pool")
+    assert all(total <= 2 for _, total in granted)
+    assert sum(each.has_slots for each in tickets) == 6
