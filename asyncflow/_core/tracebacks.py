@@ -213,25 +213,49 @@ def user_frames(error: BaseException) -> list[SourceLine]:
     return [each for each in frames if not each.path.startswith(_installed())] or frames
 
 
-_PLACE = re.compile(r'[ |]*File "(.*)", line (\d+), in ')
+_PLACE = re.compile(r'  File "(.*)", line (\d+), in ')
+_LED_TO = ("The above exception was the direct", "During handling of the above exception")
 
 
 def raised_at(error: BaseException) -> tuple[str, int] | None:
     """Return the path and the line of the user's innermost frame of an error, if it has one.
 
-    It is as `user_frames` says, and much faster, as many errors are put into groups by it.
+    It is as `user_frames` says, and much faster, as many errors are put into groups by it. An error
+    of a worker process has the frames that a note has. That of a group is not known.
     """
+    if isinstance(error, BaseExceptionGroup):
+        return None
     if isinstance(error, RestoredError):
-        matches = map(_PLACE.match, error.traceback.splitlines())
-        places = [(found[1], int(found[2])) for found in matches if found is not None]
+        places = _places(error.traceback.splitlines())
     else:
-        places, trace = [], error.__traceback__
+        places, trace = list[tuple[str, int]](), error.__traceback__
         while trace is not None:
             places.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
             trace = trace.tb_next
+        if not places:
+            notes = getattr(error, "__notes__", ())
+            notes = [note for note in notes if isinstance(note, str)]
+            places = _places("\n".join(notes).splitlines())
     places = [place for place in places if not is_internal_frame(place[0])]
     users = [place for place in places if not place[0].startswith(_installed())]
     return next(reversed(users or places), None)
+
+
+def _places(lines: Iterable[str]) -> list[tuple[str, int]]:
+    """Return the frames of the first traceback in a text, not those of what led to the error."""
+    blocks: list[list[tuple[str, int]]] = []
+    is_inside = False
+    for line in lines:
+        if line.startswith("Traceback ("):
+            blocks.append([])
+            is_inside = True
+        elif line.startswith(_LED_TO):
+            blocks, is_inside = [], False
+        elif not line.startswith("  "):
+            is_inside = False
+        elif is_inside and (found := _PLACE.match(line)) is not None:
+            blocks[-1].append((found[1], int(found[2])))
+    return next(filter(None, blocks), [])
 
 
 _LIBRARIES = ("asyncio", "anyio", "asyncflow", "uvloop")

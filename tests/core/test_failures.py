@@ -21,6 +21,7 @@ from asyncflow._core.failures import (
     why_failed,
 )
 from asyncflow._core.results import to_restored_error
+from asyncflow._core.tracebacks import raised_at
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptStarted,
@@ -143,3 +144,29 @@ def test_the_error_of_a_map_is_its_own_only_if_it_says_more_than_its_items_do(
     assert own_error(with_source) is (source if isinstance(group, ExceptionGroup) else group)
     assert own_error(failed("y", source)) is source
     assert [each.label for each in why_failed(with_source)[1]] == ["OSError x 2"]
+
+
+def test_the_line_that_raised_an_error_is_the_same_live_and_restored() -> None:
+    caused, bare = errors_of(lambda: blame(ValueError("caused"))), TimeoutError("bare")
+    bare.__cause__ = caused[0]
+    away = KeyError("away")
+    away.add_note('On w1:\nTraceback (most recent call last):\n  File "a.py", line 7, in work\n')
+    group = errors_of(lambda: blame(ExceptionGroup("several", [ValueError("one")])))
+
+    found = {str(error): raised_at(error) for error in (*caused, bare, away, *group)}
+    again = {
+        str(error): raised_at(to_restored_error(error)) for error in (*caused, bare, away, *group)
+    }
+
+    assert found == again
+    assert found[str(away)] == ("a.py", 7)
+    assert found["caused"] is not None
+    assert found["caused"][0] == __file__
+    assert [found[str(error)] for error in (bare, *group)] == [None, None]
+
+
+def blame(error: BaseException) -> None:
+    try:
+        refuse(3)
+    except ValueError as cause:
+        raise error from cause
