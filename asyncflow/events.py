@@ -34,6 +34,7 @@ from asyncflow._core.results import (
 __all__ = [
     "AttemptBegan",
     "AttemptFailed",
+    "AttemptLocated",
     "AttemptStarted",
     "Event",
     "EventsMissed",
@@ -304,6 +305,24 @@ class AttemptBegan:
     """The name of the engine."""
     worker: str
     """What the engine calls the worker."""
+    item: int | None = None
+    level: ClassVar[int] = INFO
+
+
+@record
+class AttemptLocated:
+    """The process that has run an attempt on an engine, which the engine did not know before.
+
+    An executor tells no sooner, so its `AttemptBegan` has the executor's type. The attempt's end
+    follows.
+    """
+
+    step: str
+    attempt: int
+    at_ms: float
+    engine: str
+    worker: str
+    """The process, as ``host:pid``."""
     item: int | None = None
     level: ClassVar[int] = INFO
 
@@ -671,6 +690,7 @@ class EventsMissed:
 StepEvent: TypeAlias = (
     AttemptStarted
     | AttemptBegan
+    | AttemptLocated
     | AttemptFailed
     | MapStarted
     | StepWaiting

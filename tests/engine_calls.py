@@ -72,6 +72,7 @@ class RecordedCall:
         **others: Any,
     ) -> None:
         self.workers: list[str] = []
+        self.located: list[str] = []
         self.beats = 0
         self.saved: list[tuple[str, bytes]] = []
         self.threads: list[ThreadEnd] = []
@@ -86,6 +87,7 @@ class RecordedCall:
             "deadline_s": None,
             "may_keep": False,
             "began": self.workers.append,
+            "located": self.located.append,
             "beat": None if step.heartbeat_ms is None else self._beat,
             "saved": self.saved.append,
             "abandon": self.threads.append,

@@ -42,7 +42,7 @@ from asyncflow._cli.output import (
     write_result,
 )
 from asyncflow._cli.show_run import endured_lines, failure_lines, indented, step_lines
-from asyncflow._cli.show_step import more_lines, result_of, step_as_json, step_parts
+from asyncflow._cli.show_step import more_lines, result_of, step_as_json, step_of, step_parts
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 from asyncflow._core.run_attributes import attributes_text
@@ -336,9 +336,7 @@ async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> Non
         )
         calls = await opened.notes(run_id, kinds=[StepCalled], step=step, item=item)
     view, console = shown.view, stdout_console()
-    viewed = view.steps[step]
-    if item is not None:
-        viewed = (viewed.items or {}).get(item) or viewed.former_items[item]
+    viewed = step_of(view, step, item)
     has_died = shown.record.status is RunStatus.ORPHANED
     theme, now_ms = theme_for(console.encoding), _now_of(shown)
     lines = [*_head(shown, console), Text("")]

@@ -15,8 +15,10 @@ from asyncflow._cli.show_run import indented
 from asyncflow._core.failures import item_errors
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Attempt, StepResult, attempt_end
+from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import describe_error, duration, escape_controls
 from asyncflow._core.tracebacks import format_error
+from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import traceback_lines
 from asyncflow._views.next_command import command_of
 from asyncflow._views.notes import level_name, log_text
@@ -28,7 +30,15 @@ from asyncflow.journal import StoredEvent
 
 _LONGEST = 2_000
 """How many bytes of the output are shown; `--json` has all of it."""
-_MOST_ATTEMPTS, _MOST_CALLS = 20, 100
+_MOST_ATTEMPTS, _MOST_CALLS, _MOST_WORKERS = 20, 100, 4
+
+
+def step_of(view: RunView, step: str, item: int | None) -> StepView:
+    """Return a step, or an item of it, also one that only an earlier process had."""
+    of_step = view.steps[step]
+    if item is None:
+        return of_step
+    return (of_step.items or {}).get(item) or of_step.former_items[item]
 
 
 def result_of(report: RunReport, step: str, item: int | None) -> StepResult | None:
@@ -57,10 +67,12 @@ def step_parts(
     console: Console,
 ) -> Iterator[Text]:
     """Yield all that is known of a step: what it received, attempts, calls, output and log."""
+    viewed = step_of(view, step, result.item)
     taken = received(view, view.steps[step], result.item) or ()
+    running = [each for each in viewed.attempts if each.ended_ms is None and each.began]
     parts = {
         "Received": [(line, 2) for line in map(_received_line, taken)],
-        **_attempts_by_process(result.history, len(view.segments)),
+        **_attempts_by_process(result.history, len(view.segments), running),
         "Calls": list(_call_lines([each.event for each in calls])),
         "Output": [(line, 0) for line in _output_lines(result)],
         "Log": [_note_line(view, each.event) for each in notes],
@@ -71,13 +83,24 @@ def step_parts(
         yield from hanging(Text(f"Answered{by}{sent_at}"), 2, console)
         for line in answer.note.splitlines():
             yield from hanging(Text(f"  {escape_controls(line)}"), 2, console)
-    if process := view.process_of(view.steps[step]):
-        yield Text(f"Ran in process {escape_controls(process)}")
+    for place in _places(view, viewed):
+        yield from hanging(Text(escape_controls(place)), 2, console)
     for title, of_part in parts.items():
         if of_part:
             yield Text(title)
         for line, indent in of_part:
             yield from hanging(Text(f"  {line}"), 2 + indent, console)
+
+
+def _places(view: RunView, step: StepView) -> Iterator[str]:
+    """Yield where a step, or an item, ran last: in a process of the run, or on an engine."""
+    if process := view.process_of(step):
+        yield f"Ran in process {process}"
+    if engine := view.engine_of(step):
+        workers = view.workers_of(step)
+        more = f" and {len(workers) - _MOST_WORKERS} more" if workers[_MOST_WORKERS:] else ""
+        named = f", {'workers' if len(workers) > 1 else 'worker'} " if workers else ""
+        yield f"Ran on {engine}{named}{', '.join(workers[:_MOST_WORKERS])}{more}"
 
 
 def _received_line(each: Received) -> str:
@@ -98,7 +121,7 @@ def _which(each: Received) -> str:
 
 
 def _attempts_by_process(
-    history: Sequence[Attempt], latest: int
+    history: Sequence[Attempt], latest: int, running: Sequence[AttemptView]
 ) -> dict[str, list[tuple[str, int]]]:
     """Return the lines of the last attempts by the process: a step may count anew in one."""
     attempts = history[-_MOST_ATTEMPTS:]
@@ -112,6 +135,10 @@ def _attempts_by_process(
         parts.setdefault(title, []).append(next(lines))
     if len(attempts) < len(history):
         next(iter(parts.values())).insert(0, (f"the last {len(attempts)} of {len(history):,}", 0))
+    for each in running:
+        on = f"  on {place_text(each.engine, each.worker)}" if each.engine else ""
+        line = f"attempt {each.number}  running  at {duration(each.started_ms)}{on}"
+        parts.setdefault("Attempts", []).append((escape_controls(line), 2))
     return parts
 
 
@@ -131,8 +158,10 @@ def _attempt_lines(attempts: Sequence[Attempt]) -> Iterator[tuple[str, int]]:
         facts = (
             f"{number:<{widths[0]}}  {end:<{widths[1]}}  {lasted:>{widths[2]}}  {at:<{widths[3]}}"
         )
+        on = f"on {place_text(each.engine, each.worker)}" if each.engine else ""
         error = "" if each.error is None else describe_error(each.error)
-        yield escape_controls(f"{facts}  {error}".rstrip()), len(facts) + 2
+        said = ": ".join(filter(None, [on, error]))
+        yield escape_controls(f"{facts}  {said}".rstrip()), len(facts) + 2
 
 
 def _call_lines(calls: Sequence[Any]) -> Iterator[tuple[str, int]]:

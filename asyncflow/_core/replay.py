@@ -325,6 +325,12 @@ class StoredRun:
         attempt.began = True
         attempt.engine, attempt.worker = event.engine, event.worker
 
+    def _on_attempt_located(self, event: events.AttemptLocated) -> None:
+        attempt = self._step(event).latest
+        if attempt is None or (attempt.number, attempt.ended_ms) != (event.attempt, None):
+            raise IllegalEventError(event, "no such attempt is running")
+        attempt.worker = event.worker
+
     def _on_attempt_failed(self, event: events.AttemptFailed) -> None:
         attempt = self._close(self._step(event), event, end_of(event.error), event.error)
         if attempt is not None:
@@ -780,6 +786,7 @@ _RULES: dict[type, Callable[[StoredRun, Any], None]] = {
     events.AttemptStarted: StoredRun._on_attempt_started,
     events.AttemptBegan: StoredRun._on_attempt_began,
     events.AttemptFailed: StoredRun._on_attempt_failed,
+    events.AttemptLocated: StoredRun._on_attempt_located,
     events.MapStarted: StoredRun._on_map_started,
     events.StepWaiting: StoredRun._on_step_waiting,
     events.SignalReceived: StoredRun._on_signal_received,

@@ -415,6 +415,7 @@ class RunState:
         self,
         node: int,
         event: events.AttemptBegan
+        | events.AttemptLocated
         | events.AttemptFailed
         | events.StepSucceeded
         | events.StepFailed
@@ -504,7 +505,8 @@ class RunState:
         elif restored.status is not StepStatus.SUCCESS:
             self.step_runs.tolerates_loss(node, restored.status)
 
-    def _on_thread_abandoned(self, node: int, event: events.ThreadAbandoned) -> None:
+    def _on_remark(self, node: int, event: events.AttemptLocated | events.ThreadAbandoned) -> None:
+        """Check what is said of the running attempt, and changes nothing that decides."""
         self._check_latest(node, event)
 
     def _on_loop_blocked(self, node: int, event: events.LoopBlocked) -> None:
@@ -864,7 +866,8 @@ _STEP_RULES: dict[type, tuple[tuple[Phase, ...], bool, Callable[[RunState, int, 
         RunState._on_step_reused,
     ),
     events.StepSkipped: ((Phase.UNREACHABLE, *_UNSTARTED), True, RunState._on_step_skipped),
-    events.ThreadAbandoned: ((Phase.ATTEMPTING,), False, RunState._on_thread_abandoned),
+    events.AttemptLocated: ((Phase.ATTEMPTING,), False, RunState._on_remark),
+    events.ThreadAbandoned: ((Phase.ATTEMPTING,), False, RunState._on_remark),
     events.LoopBlocked: (
         (Phase.ATTEMPTING, Phase.SETTLED, *_BETWEEN_ATTEMPTS),
         False,

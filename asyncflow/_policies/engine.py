@@ -46,6 +46,9 @@ class EngineCall:
     began: Callable[[str], None]
     """To be called once, when the body begins, with the name of its worker. From then on the
     attempt's time counts."""
+    located: Callable[[str], None]
+    """To be called with the process that has run the body, as ``host:pid``, once that is known and
+    if ``began`` did not say it."""
     beat: Callable[[], None] | None
     """To be called at each heartbeat of the body; ``None`` if the step has no ``heartbeat_ms``."""
     saved: Callable[[tuple[str, bytes]], None]

@@ -34,7 +34,7 @@ from asyncflow._kernel.policy import Call, Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow._policies.engine import Engine, EngineCall
 from asyncflow._policies.worker_steps import WorkerSteps
-from asyncflow.events import AttemptBegan, AttemptStarted
+from asyncflow.events import AttemptBegan, AttemptLocated, AttemptStarted
 
 _Said = TypeVar("_Said")
 
@@ -114,6 +114,7 @@ class RemoteAttempts(Policy):
             deadline_s=None if ends_s == math.inf else max(0.0, ends_s - self._run_context.clock()),
             may_keep=node in self._to_keep,
             began=attempt.begin,
+            located=attempt.while_it_lasts(partial(self._on_located, node)),
             beat=None if step.heartbeat_ms is None else beat,
             saved=attempt.while_it_lasts(partial(self._on_saved, started)),
             abandon=attempt.while_it_lasts(partial(self._workers.abandon, node)),
@@ -128,6 +129,15 @@ class RemoteAttempts(Policy):
         name, attempt, engine = running.step, running.attempt, running.engine
         self._dispatcher.emit(
             AttemptBegan(name, attempt, self._run_context.now_ms(), engine, worker, running.item)
+        )
+
+    def _on_located(self, node: int, worker: str) -> None:
+        """Report which process has run the running attempt of a node."""
+        running = self._state.running_attempt(node)
+        assert running is not None
+        name, attempt, engine = running.step, running.attempt, running.engine
+        self._dispatcher.emit(
+            AttemptLocated(name, attempt, self._run_context.now_ms(), engine, worker, running.item)
         )
 
     def _on_beat(self, started: StartedAttempt) -> None:

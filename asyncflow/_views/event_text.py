@@ -126,6 +126,12 @@ def _attempt_began(event: events.AttemptBegan, attempt: _Attempt) -> str:
     return f"{subject(event)}{began} on {place_text(event.engine, event.worker)}"
 
 
+def _attempt_located(event: events.AttemptLocated, attempt: _Attempt) -> str:
+    which = attempt(event.attempt)
+    ran = f"{subject(event)} ran" if which == "attempt 1" else f"{subject(event)}: {which} ran"
+    return f"{ran} on {place_text(event.engine, event.worker)}"
+
+
 def _attempt_failed(event: events.AttemptFailed, attempt: _Attempt) -> str:
     again = "at once" if event.retry_in_ms <= 0 else f"in {duration(event.retry_in_ms)}"
     which, why = attempt(event.attempt), describe_error(event.error)
@@ -253,6 +259,7 @@ _LINES: Mapping[type[events.Event], Callable[[Any, _Attempt], str]] = {
     events.RunFinished: _run_finished,
     events.AttemptStarted: _attempt_started,
     events.AttemptBegan: _attempt_began,
+    events.AttemptLocated: _attempt_located,
     events.AttemptFailed: _attempt_failed,
     events.MapStarted: _map_started,
     events.StepWaiting: _step_waiting,

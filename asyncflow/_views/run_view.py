@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -138,8 +139,24 @@ class RunView(StoredRun):
         }
 
     def process_of(self, step: StepView) -> str:
-        """Return the process in which a step ran last, as ``host:pid``; empty if it is unknown."""
-        return self.segments[step.active[-1].segment - 1].process if step.active else ""
+        """Return the process of the run in which a step ran last, as ``host:pid``.
+
+        Empty if it is unknown, or the step, or items of it, ran on an engine.
+        """
+        if not step.active or self.engine_of(step):
+            return ""
+        return self.segments[step.active[-1].segment - 1].process
+
+    def engine_of(self, step: StepView) -> str:
+        """Return the engine of the latest attempt of a step, or of an item of it that had one."""
+        items = (item.engine for item in (step.items or {}).values())
+        return step.engine or next(filter(None, items), "")
+
+    def workers_of(self, step: StepView) -> list[str]:
+        """Return the workers of the latest attempts of a step and its items, the busiest first."""
+        runs = (step, *(step.items or {}).values())
+        counts = Counter(each.worker for each in runs if each.worker)
+        return [worker for worker, _ in counts.most_common()]
 
     @property
     def wall_time(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -173,7 +174,7 @@ class _Body:
     async def begin(self) -> bool:
         """Report at home that the body begins, unless it was stopped."""
         if not self._is_cancelled:
-            self._say("began")
+            self._say("began", os.getpid())
             await asyncio.sleep(0)  # it is written now: the body may block the loop
         return not self._is_cancelled
 

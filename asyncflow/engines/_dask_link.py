@@ -138,7 +138,8 @@ class RemoteBody:
             return False
         if operation == "began":
             self.worker = worker
-            self._call.began(worker)
+            (pid,) = rest
+            self._call.began(f"{worker} (pid {pid})")
             return False
         self._hear_answer()
         if operation == "stopping":

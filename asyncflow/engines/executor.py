@@ -149,6 +149,7 @@ class ExecutorEngine:
             if isinstance(error, BrokenExecutor):
                 self._renew(executor)
             raise _lost(call, error, worker) from error
+        call.located(answer.worker)
         return unpack_answer(answer, call)
 
     def _submit(self, call: EngineCall, packed: bytes) -> tuple[Executor, Future[Answer]]:

@@ -32,6 +32,7 @@ from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.slowness import Slower, is_comparable, is_slower
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration, escape_controls
+from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import items_with_values
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
@@ -540,6 +541,10 @@ class PageModel:
     def end(self, attempt: AttemptView) -> str:
         """Return how an attempt ended; what an orphaned run was running has crashed."""
         return attempt.end or ("crashed" if self.context.is_orphaned else "running")
+
+    def place(self, attempt: AttemptView) -> str:
+        """Return the engine and the worker on which an attempt runs."""
+        return place_text(attempt.engine, attempt.worker)
 
     def occurring(self) -> set[str]:
         found = {"waits" for step in self.view.steps.values() if step.wait is not None}

@@ -251,6 +251,10 @@ class RunSpans:
         span.set_attribute(semconv.WORKER, worker)
         span.add_event(semconv.BEGAN, {semconv.WORKER: worker}, self._at_ns(event.at_ms))
 
+    def _locate_attempt(self, event: events.AttemptLocated) -> None:
+        worker = encodable(event.worker)
+        self._attempts[event.step, event.item].set_attribute(semconv.WORKER, worker)
+
     def _fail_attempt(self, event: events.AttemptFailed) -> None:
         status, kind = (
             Status(StatusCode.ERROR, describe_error(event.error)),
@@ -327,6 +331,7 @@ _HANDLERS: Mapping[type[events.Event], Callable[[RunSpans, Any], object]] = {
     events.StepCancelled: RunSpans._end,
     events.AttemptStarted: RunSpans._start_attempt,
     events.AttemptBegan: RunSpans._begin_attempt,
+    events.AttemptLocated: RunSpans._locate_attempt,
     events.AttemptFailed: RunSpans._fail_attempt,
     events.ThreadAbandoned: RunSpans._add_event,
     events.LoopBlocked: RunSpans._add_event,

@@ -15,6 +15,7 @@ from asyncflow._views.event_text import describe_event, subject
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
+    AttemptLocated,
     AttemptStarted,
     Event,
     LoopBlocked,
@@ -156,6 +157,8 @@ LINES: list[tuple[Event, int | None, str]] = [
     (AttemptStarted("a", 2, 5.0, engine="dask"), 3, "a: attempt 2 of 3 submitted to dask"),
     (AttemptBegan("a", 1, 5.0, "dask", "w1"), None, "a began on dask, worker w1"),
     (AttemptBegan("a", 2, 5.0, "ray", "", 3), 3, "a[3]: attempt 2 of 3 began on ray"),
+    (AttemptLocated("a", 1, 5.0, "executor", "h:7"), None, "a ran on executor, worker h:7"),
+    (AttemptLocated("a", 2, 5.0, "x", "h:7", 3), 3, "a[3]: attempt 2 of 3 ran on x, worker h:7"),
     (
         ThreadAbandoned("a", 1, 5.0),
         3,

@@ -29,6 +29,7 @@ from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
+    AttemptLocated,
     AttemptStarted,
     MapStarted,
     RunFinished,
@@ -330,3 +331,24 @@ class TestReports:
 @pytest.mark.parametrize(("parsed_at", "flows"), [(3.0, {"parse": "fetch"}), (9.0, {})])
 def test_items_flowed_into_a_step_that_began_before_its_source_had_ended(parsed_at, flows):
     assert RunView(chain_run(parsed_at)).flows == flows
+
+
+def test_a_step_that_ran_on_an_engine_has_workers_and_no_process_of_the_run() -> None:
+    view = RunView(
+        [
+            RunStarted("r", 0.0, {"here": (), "map": ()}, process="h:1"),
+            AttemptStarted("here", 1, 0.0),
+            MapStarted("map", 0.0, 3),
+        ]
+    )
+    for item, worker in enumerate(("h:7", "h:8", "h:8")):
+        view.apply(AttemptStarted("map", 1, 1.0, 0.0, item, "executor"))
+        view.apply(AttemptBegan("map", 1, 2.0, "executor", "ProcessPoolExecutor", item))
+        view.apply(AttemptLocated("map", 1, 3.0, "executor", worker, item))
+        view.apply(StepSucceeded("map", 1, 3.0, None, item))
+
+    here, mapped = view.steps.values()
+    assert (view.process_of(here), view.engine_of(here), view.workers_of(here)) == ("h:1", "", [])
+    assert (view.process_of(mapped), view.engine_of(mapped)) == ("", "executor")
+    assert view.workers_of(mapped) == ["h:8", "h:7"]
+    assert [item.worker for item in (mapped.items or {}).values()] == ["h:7", "h:8", "h:8"]

@@ -28,6 +28,7 @@ from asyncflow._core.step_runs import Snapshot, _Map
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
+    AttemptLocated,
     AttemptStarted,
     Event,
     LoopBlocked,
@@ -228,6 +229,7 @@ ENDING: tuple[Phase, ...] = (
 ACCEPTED: dict[type, tuple[Phase, ...]] = {
     AttemptStarted: ("ready", "scheduled", "dropped", "waiting", "queued", "rescheduled"),
     AttemptBegan: ("attempting",),
+    AttemptLocated: ("attempting",),
     AttemptFailed: ("attempting",),
     MapStarted: ("ready", "scheduled", "dropped"),
     StepWaiting: ("ready", "scheduled", "awaiting", "dropped"),

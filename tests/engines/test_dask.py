@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import sys
 import threading
 import time
@@ -87,6 +88,11 @@ def made(diary: str) -> RecordedCall:
     return RecordedCall(WorkflowStep("make", make), arguments, may_keep=True)
 
 
+def address_of(call: RecordedCall) -> str:
+    """Return the address of the worker that has begun with a call."""
+    return call.workers[0].partition(" ")[0]
+
+
 async def begun(call: RecordedCall) -> None:
     async with asyncio.timeout(50):
         while not call.workers:
@@ -116,7 +122,8 @@ async def test_a_call_returns_what_the_action_returns_and_says_where_it_began(
 
     assert await engine.run(call.call) == 3
 
-    assert call.workers[0] in cluster.scheduler.workers
+    assert address_of(call) in cluster.scheduler.workers
+    assert call.workers == [f"{address_of(call)} (pid {os.getpid()})"]
 
 
 async def test_an_error_comes_home_as_it_is_with_its_remote_traceback(engine: DaskEngine) -> None:
@@ -264,7 +271,7 @@ async def test_a_worker_that_does_not_answer_to_a_stop_is_reported(
         while not call.reasons:
             await asyncio.sleep(0.005)
 
-    assert call.workers[0] in call.reasons[0]
+    assert address_of(call) in call.reasons[0]
     assert not running.done()
     monkeypatch.undo()
     (body,) = engine._connection.link._bodies.values()  # type: ignore[union-attr]
@@ -320,11 +327,11 @@ async def test_a_retired_worker_ends_its_body_and_no_other_one_begins(
     running = asyncio.create_task(engine.run(call.call))
     await begun(call)
 
-    await client.retire_workers([call.workers[0]])
+    await client.retire_workers([address_of(call)])
     with pytest.raises(WorkerLostError, match="closed or retired") as caught:
         await running
 
-    assert caught.value.worker == call.workers[0]
+    assert caught.value.worker == address_of(call)
     assert words(diary) == ["begin-body", "end-body"]
     assert await engine.run(recorded(add, a=1).call) == 1
     assert words(diary) == ["begin-body", "end-body"]
@@ -337,7 +344,7 @@ async def test_a_body_that_returns_while_its_worker_retires_has_succeeded(
     running = asyncio.create_task(engine.run(call.call))
     await begun(call)
 
-    await client.retire_workers([call.workers[0]])
+    await client.retire_workers([address_of(call)])
 
     assert await running == "done"
 
@@ -371,7 +378,7 @@ async def test_a_body_that_dask_cancels_by_itself_is_a_lost_worker_and_no_cancel
     assert not running.cancelled()
     with pytest.raises(WorkerLostError, match="Dask could not run it") as caught:
         await running
-    assert caught.value.worker == call.workers[0]
+    assert caught.value.worker == address_of(call)
     assert words(diary) == ["begin-body", "end-body"]
 
 
@@ -481,7 +488,7 @@ async def test_a_large_output_stays_and_goes_where_it_is_needed(
     output = await engine.run(call.call)
 
     assert isinstance(output, RemoteOutput)
-    assert output.worker == call.workers[0]
+    assert output.worker == address_of(call)
     assert output.size >= 5_000
     assert (await engine.run(recorded(measure, data=output).call))[1] == 5_000
     assert len(await output.fetch()) == 5_000

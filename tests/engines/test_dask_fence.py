@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -228,7 +229,7 @@ async def test_an_engine_that_loses_the_scheduler_loses_its_bodies_and_threads()
     link = Link("e", Wire(mine))
     calls = [RecordedCall(WorkflowStep("step", work)) for _ in range(2)]
     bodies = [link.announce(call.call, b"", []) for call in calls]
-    await theirs.write([("abandoned", 1, "w"), ("ended", 1, "w", b""), ("began", 2, "w")])
+    await theirs.write([("abandoned", 1, "w"), ("ended", 1, "w", b""), ("began", 2, "w", 7)])
     await theirs.write([("beat", 2, "w")])
     await settle()
     (thread,) = calls[0].threads
@@ -251,7 +252,7 @@ async def test_what_a_body_says_after_its_last_word_costs_no_other_body() -> Non
     bodies = [link.announce(call.call, b"", []) for call in calls]
 
     await theirs.write([("ended", 1, "w", b""), ("saved", 1, "w", "json", b""), ("beat", 1, "w")])
-    await theirs.write([("began", 2, "w")])
+    await theirs.write([("began", 2, "w", 7)])
     await settle()
 
     assert link.is_open
@@ -261,7 +262,7 @@ async def test_what_a_body_says_after_its_last_word_costs_no_other_body() -> Non
 
 
 @pytest.mark.parametrize(
-    ("said", "silent"), [([], "the Dask scheduler"), ([("began", 1, "w")], "worker w")]
+    ("said", "silent"), [([], "the Dask scheduler"), ([("began", 1, "w", 7)], "worker w")]
 )
 async def test_silence_after_a_stop_is_reported_with_who_should_answer(
     said: list[Any], silent: str, monkeypatch: pytest.MonkeyPatch
@@ -315,7 +316,7 @@ async def test_the_beginning_of_a_body_is_written_before_it_can_block_the_loop()
     assert await _Body(wire, 1, "e", "w").begin()
     wire.send("what the body would say when it has ended")
 
-    assert await theirs.read() == [("began", 1, "e")]
+    assert await theirs.read() == [("began", 1, "e", os.getpid())]
     await wire.aclose()
 
 

@@ -6,6 +6,8 @@ The executor of these tests is run by hand. `test_contract` has real ones.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -109,6 +111,7 @@ async def test_an_attempt_runs_in_the_executor(
     assert recorded.workers == ["HandExecutor"]
     executors[0].begin()()
     assert await attempt == 42
+    assert recorded.located == [f"{socket.gethostname()}:{os.getpid()}"]
 
 
 async def test_a_plain_function_runs_in_the_worker_itself(

@@ -65,6 +65,7 @@ from asyncflow import (
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
+    AttemptLocated,
     AttemptStarted,
     Event,
     EventsMissed,
@@ -318,7 +319,7 @@ def watch(event: Event) -> None:
         assert_type(event.duration_ms, float)
     elif isinstance(event, StepStreamed):
         assert_type(event.count, int)
-    elif isinstance(event, AttemptBegan):
+    elif isinstance(event, AttemptBegan | AttemptLocated):
         assert_type(event.worker, str)
     elif isinstance(event, SignalReceived):
         assert_type(event.sent_by, str)
