@@ -80,7 +80,8 @@ class Crashes:
     repeated: dict[str, int]
     """The steps whose effect can happen twice, since a crash made them, or an item of them, run
     again that did not ask for its `StepContext.idempotency_key`: after how many of the crashes each
-    did. A step is here although it asks, if it asks in another process."""
+    did; a mapped step counts once for a crash, however many of its items ran again. A step is here
+    although it asks, if it asks in another process."""
     status: RunStatus
     """How the run ended that never crashed: the others had to end as it did."""
     repeated_calls: dict[str, int]
