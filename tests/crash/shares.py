@@ -11,6 +11,7 @@ what is left.
 - Never more calls run at once than the pool has slots, over all live processes. A process whose
   lease has ended may have what it had in flight on top, and starts nothing before it has a share
   again.
+- With a rate, no more calls begin in any time than it allows, and one for each process.
 - Nobody starves: each process starts calls again and again.
 - After a refusal in one process there are no more refusals in the others than the pool has slots,
   and they soon start nothing, even if the provider refuses that process alone.
@@ -28,6 +29,7 @@ import sqlite3
 import sys
 import time
 import traceback
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -55,9 +57,12 @@ _STARVED_S = 5.0
 """After this time without a slot a process starves. It includes a lease, and a busy machine."""
 _LATE_S = 0.5
 """How much later a call may begin than it got its slots: its start is stored before."""
-_REFUSING_S = 1.2
-_TOLD_S = 0.6
-"""When all processes know of a pause: a tick is 0.1 s, and the machine is busy."""
+_WINDOW_S = 2.0
+"""The time in which calls are counted that begin."""
+_REFUSING_S = 2.0
+_TOLD_S = 1.2
+"""When nothing begins any more in any process: a tick is 0.1 s, and what has its slots then begins
+when its start is stored, which may take long on a busy machine."""
 
 
 class Busy(Exception):
@@ -102,10 +107,18 @@ class SharedPools:
     ``dsn`` is the address of a PostgreSQL server; ``None`` for a file of SQLite.
     """
 
-    def __init__(self, folder: Path, dsn: str | None = None, size: int = 8) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dsn: str | None = None,
+        size: int = 8,
+        *,
+        per_second: float | None = None,
+    ) -> None:
         self._folder = folder
         self._dsn = dsn
         self._size = size
+        self._per_second = per_second
         self._children: list[int] = []
         self.killed = 0
 
@@ -159,8 +172,11 @@ class SharedPools:
 
         return pipeline
 
+    def _pool(self, per_second: float | None) -> Pool:
+        return Pool(self._size, per_second=per_second, name="provider", shared=True)
+
     async def _work(self, seed: int) -> None:
-        pool = Pool(self._size, name="provider", shared=True)
+        pool = self._pool(self._per_second)
         async with self._journal() as journal:
             pipeline = self._pipeline(pool).with_options(journal=journal)
             async with asyncio.TaskGroup() as runs:
@@ -270,13 +286,14 @@ class SharedPools:
         """End all processes, run what is left, and raise `BrokenPromise` if one was broken."""
         self.__exit__()
         self._check_broken()
+        self._note("finishing", 0)
         asyncio.run(self._end())
         return self._check()
 
     async def _end(self) -> None:
         going_on = {RunStatus.RUNNING, RunStatus.ORPHANED}
         async with self._journal() as journal:
-            pipeline = self._pipeline(Pool(self._size, name="provider", shared=True))
+            pipeline = self._pipeline(self._pool(None))
             async with (
                 Service([pipeline], journal=journal, max_runs=40, resume_every_s=0.1),
                 asyncio.timeout(60 + self.killed),
@@ -299,8 +316,10 @@ class SharedPools:
                 yield _Line(what, int(pid), call, *map(int, numbers), float(at_s))
 
     def _check(self) -> Seen:
-        ledger = _Ledger(self._size)
+        ledger = _Ledger(self._size, self._per_second)
         for line in self._lines():
+            if line.what == "finishing":
+                break  # without a rate
             ledger.read(line)
         return ledger.seen()
 
@@ -308,8 +327,11 @@ class SharedPools:
 class _Ledger:
     """Reads the lines, and raises `BrokenPromise` at the first that must not be there."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, per_second: float | None) -> None:
         self._size = size
+        self._per_second = per_second
+        self._starts_s: list[float] = []
+        self._kills_s: list[float] = []
         self._held: defaultdict[int, dict[str, int]] = defaultdict(dict)
         """The slots of the calls that run, by process."""
         self._old: defaultdict[int, dict[str, int]] = defaultdict(dict)
@@ -348,6 +370,7 @@ class _Ledger:
                 if not (self._held[pid] or self._old[pid]):
                     self._since_s[pid] = line.at_s
             case "killed":
+                self._kills_s.append(line.at_s)
                 self._end_wait(line)
                 for known in (self._held, self._old, self._on_top, self._last):
                     known.pop(pid, None)
@@ -387,6 +410,7 @@ class _Ledger:
     def _begin(self, line: _Line) -> None:
         pid = line.pid
         self._calls += 1
+        self._starts_s.append(line.at_s)
         self._end_wait(line)
         if line.at_s > self._ends_s:
             raise BrokenPromise(f"it begins although its lease has ended: {line}")
@@ -421,7 +445,17 @@ class _Ledger:
         elif line.pid not in self._new:
             self._longest_s = max(self._longest_s, waited_s)
 
+    def _check_rate(self) -> None:
+        for at, began_s in enumerate(self._starts_s):
+            ends_s = began_s + _WINDOW_S
+            count = bisect_left(self._starts_s, ends_s) - at
+            kills = bisect_left(self._kills_s, ends_s) - bisect_left(self._kills_s, began_s)
+            most = (self._per_second or math.inf) * (_WINDOW_S + _LATE_S) + _PROCESSES + kills
+            if count > most:
+                raise BrokenPromise(f"{count} calls in {_WINDOW_S} s, and not {most:.0f}")
+
     def seen(self) -> Seen:
+        self._check_rate()
         elsewhere = [sum(pid != pids[0] for pid in pids) for pids in self._refused if pids]
         if max(elsewhere, default=0) > self._size:
             raise BrokenPromise(f"after a refusal, the other processes had more: {self._refused}")
@@ -450,6 +484,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.shares", description=__doc__)
     parser.add_argument("--seconds", type=float, default=120, help="how long to kill processes")
     parser.add_argument("--size", type=int, default=8, help="how many slots the pool has")
+    parser.add_argument("--per-second", type=float, help="how many calls may start in a second")
     parser.add_argument("--seed", type=int, default=randrange(10**6), help="chooses whom")
     parser.add_argument("--journal", choices=["sqlite", "postgres"], default="sqlite")
     options = parser.parse_args()
@@ -457,7 +492,7 @@ def main() -> int:
     print(f"seed {options.seed}", flush=True)
     try:
         with fast_folder() as folder, database(options.journal) as dsn:
-            pools = SharedPools(folder, dsn, options.size)
+            pools = SharedPools(folder, dsn, options.size, per_second=options.per_second)
             with pools:
                 pools.kill_holders(options.seconds, random)
                 for _ in range(5):

@@ -52,6 +52,18 @@ def test_live_processes_have_no_slot_too_many_and_none_starves(
 
 
 @pytest.mark.timeout(120)
+def test_processes_start_no_more_than_a_rate_allows_and_one_each(
+    folder: Path, dsn: str | None
+) -> None:
+    pools = SharedPools(folder, dsn, SIZE, per_second=40)
+
+    with pools:
+        pools.kill_holders(SECONDS, Random(3))
+
+    assert pools.end().calls > 40 * SECONDS / 2
+
+
+@pytest.mark.timeout(120)
 def test_after_the_end_of_its_lease_a_process_starts_nothing(folder: Path, dsn: str | None) -> None:
     """It stands still, or the database is locked; what it has in flight goes on."""
     pools = SharedPools(folder, dsn, SIZE)
