@@ -30,7 +30,7 @@ from asyncflow._cli.options import (
     require_journal,
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, some_of, stdout_console, write_note
-from asyncflow._core.looks import DIED_LOOK, OUTCOME_LOOKS, RUN_LOOKS
+from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS
 from asyncflow._core.statistics import StepOutcome, StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean, duration, escape_controls, plural
 from asyncflow._views.outcomes import frequency_text, items_text, outcome_look
@@ -263,7 +263,7 @@ class _Drawing:
             if outcome is not None
         }
         statuses = {listed_status(record) for record in found.runs[shown]}
-        looks = [look for look in (*OUTCOME_LOOKS.values(), DIED_LOOK) if look in occurring]
+        looks = [look for look in OUTCOME_LOOKS.values() if look in occurring]
         looks += [look for word, look in RUN_LOOKS.items() if word in statuses]
         meanings: dict[str, dict[str, None]] = {}
         for look in looks:

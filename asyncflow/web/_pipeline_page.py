@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncflow._core.looks import DIED_LOOK, OUTCOME_LOOKS
+from asyncflow._core.looks import OUTCOME_LOOKS
 from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean
@@ -88,7 +88,7 @@ async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
         more_waiting=len(waiting) - len(summaries),
         figures=list(by_trouble(found.steps).items())[:_MOST_STEPS],
         hidden=len(found.steps) - len(steps),
-        outcomes=[look for look in (*OUTCOME_LOOKS.values(), DIED_LOOK) if look in occurring],
+        outcomes=[look for look in OUTCOME_LOOKS.values() if look in occurring],
         look_at=lambda step, at: outcome_look(step.outcomes[at], runs[at].status),
         all_runs=f"{path_in(request, '/')}?{urlencode({'pipeline': name}, errors='replace')}",
         now_s=now_s,

@@ -663,6 +663,9 @@ async def test_a_person_answers_what_a_run_waits_for_by_keyboard(
         await page.get_by_role("link", name="waits").first.click()
         await expect(live(page)).to_have_text("waiting for a signal")
         await expect(page.locator("#header")).to_contain_text("Waits forapproved since")
+        so_far = page.locator("time[data-so-far]").first  # it changes without an event
+        await expect(so_far).to_have_text(re.compile(r"^\d+ s$"))
+        await expect(so_far).not_to_have_text(await so_far.inner_text())
         forms = page.locator("form.signal")
         await expect(forms).to_have_count(5)
         assert await violations(page) == []

@@ -165,7 +165,7 @@ def test_attributes_are_given_shown_and_found(shell: Shell) -> None:
     assert (one["run_id"], one["attributes"]) == ("other", {"tenant": "b"})
     header, *rows = shell("runs").stdout.splitlines()
     assert "ATTRIBUTES" in header.split()
-    assert rows[-1].endswith("tenant=acme, tier=1")
+    assert "tenant=acme, tier=1" in rows[-1]
     assert shell("show", "one").stdout.startswith("Run one [tenant=acme, tier=1] of etl, started ")
     for command in ("run", "rerun", "runs", "resume"):
         refused = shell(command, "etl", "--attribute", "tenant", exits=2).stderr

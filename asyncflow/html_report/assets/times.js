@@ -14,11 +14,24 @@ function agoText(moment) {
   return unit ? `${Math.floor(seconds / unit[1])} ${unit[0]} ago` : "just now";
 }
 
+// As all displays write a duration: 2 min 11 s.
+function soFarText(moment) {
+  const seconds = Math.max(Math.floor((Date.now() - moment) / 1000), 0), units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
+  const first = Math.max(units.findIndex((each) => seconds >= each[1]), 0), at = seconds < 1 ? 3 : first;
+  let left = seconds;
+  return units.slice(at, at + 2).map(([unit, size]) => { const count = Math.floor(left / size); left -= count * size; return `${count} ${unit}`; }).join(" ");
+}
+
 // The title of a time has what its text does not: the exact time, or else that of UTC.
 function showTimes(inside) {
   for (const time of inside.querySelectorAll("time[datetime]")) {
     const moment = new Date(time.dateTime);
     if (!time.dateTime || Number.isNaN(+moment)) continue;
+    if ("soFar" in time.dataset) {
+      time.title = `since ${momentText(moment)}`;
+      if (document.getElementById("live")) time.textContent = soFarText(moment);
+      continue;
+    }
     const exact = momentText(moment), isAgo = "ago" in time.dataset, text = isAgo ? agoText(moment) : exact;
     if (isAgo) time.title = exact;
     else if (time.textContent !== text) time.title ||= time.textContent;

@@ -57,6 +57,7 @@ const update = (sections) => { updating = updating.then(() => apply(sections)); 
 const stepRows = () => tables.steps.rows.map(elementOf);
 window.asyncflow = { update, choose, stepRows };
 document.addEventListener("scroll", (event) => { if (event.target.id === "gantt-scroll") { drawTicks(); if (zooms.gantt > 1) remember(); } }, true);
+if ($("live")) setInterval(() => { for (const each of all("time[data-so-far]")) showTimes(each.parentNode); }, 1000);
 let resizing = 0;
 addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(applyDag, 80); });
 })();
