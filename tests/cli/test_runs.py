@@ -137,8 +137,8 @@ def test_a_label_is_given_shown_and_found(shell: Shell) -> None:
         "order 12345",
     ]
     header, *rows = shell("runs").stdout.splitlines()
-    assert header.split()[-1] == "LABEL"
-    assert [row.endswith("order 123456") for row in rows] == [False, True, True, False]
+    assert "LABEL" in header.split()
+    assert ["order 123456" in row for row in rows] == [False, True, True, False]
     assert "LABEL" not in shell("runs", "--text", "plain").stdout
     part = shell("runs", "--label", "12345").stderr
     assert part == "no matching runs; --label is the whole label, and --text a part of it\n"
