@@ -375,6 +375,9 @@ class StepWaiting:
     """Why a value that was sent does not count, if this segment has refused one."""
     description: str = ""
     """What is asked, as it was when the wait began; empty if nothing says it."""
+    otherwise: str = ""
+    """What follows when its deadline expires, in words that complete "then …": ``the answer is
+    False``."""
     item: ClassVar[None] = None
     attempt: ClassVar[None] = None
     level: ClassVar[int] = INFO

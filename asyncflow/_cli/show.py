@@ -41,7 +41,7 @@ from asyncflow._cli.output import (
     write_note,
     write_result,
 )
-from asyncflow._cli.show_run import endured_lines, failure_lines, indented, step_lines
+from asyncflow._cli.show_run import asked_lines, endured_lines, failure_lines, indented, step_lines
 from asyncflow._cli.show_step import more_lines, result_of, step_as_json, step_of, step_parts
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
@@ -304,6 +304,7 @@ def _write_run(shown: _ShownRun, console: Console, *, everything: bool) -> None:
         is_grouped=not everything,
     )
     lines = [*_head(shown, console), Text(""), *steps, *failure_lines(view, console, theme)]
+    lines += [Text(""), *asked_lines(view, console, shown.answered)] if view.waiting else []
     lines += endured_lines(view, console)
     if earlier := format_earlier_attempts(shown.report):
         lines += [Text(""), *indented(earlier.splitlines(), console)]

@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
@@ -23,8 +23,10 @@ from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import items_text, traceback_lines
+from asyncflow._views.preview import local_moment_text
 from asyncflow._views.run_end import endured_steps
 from asyncflow._views.run_view import RunView
+from asyncflow._views.signal_form import type_of_signal
 from asyncflow._views.waiting import waited_ms
 from asyncflow.live._end import failure_head
 from asyncflow.live._row import Columns, columns_for, words_of
@@ -113,6 +115,21 @@ def _lines(row: _Row, columns: Columns, console: Console, theme: Theme) -> Itera
     yield line
     for part in more:
         yield Text(" " * (columns.status + columns.name + 4) + part, "dim")
+
+
+def asked_lines(view: RunView, console: Console, answered: Collection[str] = ()) -> Iterator[Text]:
+    """Yield what each signal asks for which a run waits: with its type, since and until when."""
+    for step in view.waiting:
+        kind = type_of_signal(view.signals.get(step.name, {})) or "a value"
+        times = f"since {local_moment_text(step.waiting_since or 0.0)}"
+        if step.waiting_until is not None:
+            times += f", until {local_moment_text(step.waiting_until)}"
+            times += f", then {step.otherwise}" if step.otherwise else ""
+        has_come = ", and has an answer" if step.name in answered else ""
+        line = f"{step.name} waits for {kind}{has_come}, {times}"
+        yield from hanging(Text(escape_controls(line)), 2, console)
+        for text in step.description.splitlines():
+            yield from hanging(Text(f"  {escape_controls(text)}"), 2, console)
 
 
 def failure_lines(view: RunView, console: Console, theme: Theme) -> Iterator[Text]:

@@ -10,17 +10,28 @@ import click
 
 from asyncflow._cli.options import (
     find_run,
+    journal_named,
     journal_option,
     open_journal,
     require_journal,
     resume_command,
     run_argument,
 )
-from asyncflow._cli.output import RUN_FAILED, CommandError, write_note
+from asyncflow._cli.output import (
+    RUN_FAILED,
+    CommandError,
+    stdout_console,
+    write_lines,
+    write_note,
+)
+from asyncflow._cli.show_run import asked_lines
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.results import RunStatus
 from asyncflow._core.text import escape_controls
+from asyncflow._views.next_command import answer_command, command_of
+from asyncflow._views.run_view import RunView
 from asyncflow.journal import RunRecord
+from asyncflow.journal._queries import UNENDED
 
 
 class _TakesNegativeNumbers(click.Command):
@@ -33,20 +44,30 @@ class _TakesNegativeNumbers(click.Command):
 
 @click.command(cls=_TakesNegativeNumbers)
 @run_argument
-@click.argument("name")
-@click.argument("value", metavar="JSON")
+@click.argument("name", metavar="[NAME]", required=False)
+@click.argument("value", metavar="[JSON]", required=False)
 @click.option("--by", metavar="NAME", help="Say who sends it. By default, this process is named.")
 @click.option("--note", default="", metavar="TEXT", help="Say something of the answer.")
 @journal_option
-def signal(run: str, name: str, value: str, by: str | None, note: str, journal: str) -> None:
-    """Send a value to a step of a run that waits for it.
+def signal(
+    run: str, name: str | None, value: str | None, by: str | None, note: str, journal: str
+) -> None:
+    """Send a value to a step of a run that waits for it, or list what the run waits for.
 
     RUN is its id, the start of its id, or "latest". NAME is the step, and JSON the value: true, 42,
     '"yes"', '{"amount": 3}'. The first value counts; the same one again changes nothing. A service
     with this journal continues the run; so does `asyncflow resume`. Who sent it, when, and the note
-    are stored and shown with the answer.
+    are stored and shown with the answer. Without NAME, it lists what the run waits for: the type of
+    each value, what is asked, and the command that answers it.
     """
     require_journal(journal)
+    if name is None:
+        asyncio.run(_list(journal, run))
+        return
+    if value is None:
+        raise click.UsageError(
+            f"a value for {name!r} is missing; `{command_of('signal', run)}` says what it takes"
+        )
     try:
         plain = json.loads(value)
     except RecursionError as error:
@@ -57,10 +78,12 @@ def signal(run: str, name: str, value: str, by: str | None, note: str, journal: 
             f"""double quotes within single ones: '"{value}"'"""
         ) from error
 
+    sent_name = name
+
     async def send() -> RunRecord:
         async with open_journal(journal) as opened:
             record = await find_run(opened, run)
-            await opened.signal(record.run_id, name, plain, sent_by=by, note=note)
+            await opened.signal(record.run_id, sent_name, plain, sent_by=by, note=note)
             return record
 
     try:
@@ -71,3 +94,21 @@ def signal(run: str, name: str, value: str, by: str | None, note: str, journal: 
     if record.status is RunStatus.WAITING:
         resume = resume_command(record, journal)
         write_note(escape_controls(f"To resume it, unless a service does: {resume}"))
+
+
+async def _list(journal: str, run: str) -> None:
+    """Write what a run waits for, and how to answer it."""
+    async with open_journal(journal) as opened:
+        record = await find_run(opened, run)
+        view = RunView(each.event for each in await opened.events(record.run_id))
+        answered = (await opened.summaries([record]))[record.run_id].answered
+    console = stdout_console()
+    waiting = view.waiting if record.status in UNENDED else []
+    if not waiting:
+        write_note(escape_controls(f"run {record.run_id} waits for no signal"))
+    write_lines([*asked_lines(view, console, answered)] if waiting else [], console)
+    for step in waiting:
+        if step.name not in answered:
+            schema = view.signals.get(step.name, {})
+            command = answer_command(record.run_id, step.name, schema, journal_named(journal))
+            click.echo(escape_controls(f"To answer {step.name}: {command}"))

@@ -364,7 +364,7 @@ class StoredRun:
             event = replace(event, at_ms=before.at_ms)
         self.waits[event.step], step.wait = event, SignalWait(event.at_ms)
         step.waiting_since, step.waiting_until = event.since, event.until
-        step.description = event.description
+        step.description, step.otherwise = event.description, event.otherwise
 
     def _on_signal_received(self, event: events.SignalReceived) -> None:
         self.steps[event.step].answer = event

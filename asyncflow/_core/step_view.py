@@ -182,6 +182,8 @@ class StepView:
     """When its deadline expires, in seconds since the epoch, if it waits and has one."""
     description: str = ""
     """What it asks, if it waits for a signal or has done so."""
+    otherwise: str = ""
+    """What follows when its deadline expires: see `StepWaiting`."""
     answer: SignalReceived | None = None
     """What its output was sent with, if it is that of a signal."""
     wait: SignalWait | None = None

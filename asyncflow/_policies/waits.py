@@ -27,10 +27,11 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.results import Payload, SignalAnswer, StepStatus
 from asyncflow._core.same_value import is_same_value
-from asyncflow._core.signal import LONGEST_DESCRIPTION, take
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.signal import LONGEST_DESCRIPTION, Always, take
+from asyncflow._core.step import Fallback, WorkflowStep
 from asyncflow._core.text import cut, describe_error, did_you_mean, safe_text
 from asyncflow._core.tracebacks import strip_internal_frames
+from asyncflow._core.value_size import safe_repr
 from asyncflow._kernel.asyncio_compat import FAILURES, wall_clock
 from asyncflow._kernel.outcome import raised_by, step_succeeded
 from asyncflow._kernel.policy import Causes, Policy
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 _AGAIN_S = 1.0
 """When to poll the journal again if it has refused a poll, as a locked file does."""
+
+_LONGEST_DEFAULT = 200
+"""How many characters of a default are stored with a wait, for people."""
 
 _NOT_RECEIVED = "a signal could not be received"
 _IS_LATE = "comes too late: its deadline has expired"
@@ -57,6 +61,15 @@ def _asked(describe: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     if not isinstance(text, str):
         raise TypeError(f"it must return a str, not {type(text).__name__}")
     return text
+
+
+def _otherwise(fallback: Fallback | None) -> str:
+    """Return what follows when a deadline expires, in words that complete "then …"."""
+    if fallback is None:
+        return "the step fails"
+    if isinstance(fallback, Always):
+        return f"the answer is {cut(safe_repr(fallback.value), _LONGEST_DEFAULT)}"
+    return "its fallback decides"
 
 
 class _SentHere(NamedTuple):
@@ -247,13 +260,17 @@ class Waits(Policy):
                     exc_info=error,
                 )
                 return ""
-        text, secrets = asks or "", scope.run_context.secrets
-        return cut(text if secrets is None else secrets.replaced(text), LONGEST_DESCRIPTION)
+        return cut(self._public(asks or ""), LONGEST_DESCRIPTION)
+
+    def _public(self, text: str) -> str:
+        secrets = self._scope.run_context.secrets
+        return text if secrets is None else secrets.replaced(text)
 
     def _announce(self, node: int, since: float, description: str, refused: str = "") -> None:
-        step, now_ms = self._steps[node], self._now_ms()
+        step, now_ms, deadline_ms = self._steps[node], self._now_ms(), self._steps[node].deadline_ms
+        otherwise = "" if deadline_ms is None else self._public(_otherwise(step.fallback))
         self._dispatcher.emit(
-            StepWaiting(step.name, now_ms, since, step.deadline_ms, refused, description)
+            StepWaiting(step.name, now_ms, since, deadline_ms, refused, description, otherwise)
         )
         if step.deadline_ms is not None and node not in self._timers:
             self._expire_in_time(node)

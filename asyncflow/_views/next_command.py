@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from asyncflow._core.failures import first_failure
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
+from asyncflow._views.signal_form import example_of, type_of_signal
+from asyncflow.events import RunResumed, RunStarted
 
 PLACEHOLDER = "MODULE:PIPELINE"
 """Stands for a pipeline in a command, where nothing tells where its code is."""
@@ -19,6 +22,11 @@ def command_of(verb: str, *words: str, journal: str = "") -> str:
     ``journal`` is the journal, or a word that stands for it; empty if the command finds it.
     """
     return shlex.join(("asyncflow", verb, *words, *(("--journal", journal) if journal else ())))
+
+
+def answer_command(run_id: str, name: str, schema: Mapping[str, Any], journal: str) -> str:
+    """Return the command that answers a signal, with a value of its type as an example."""
+    return command_of("signal", run_id, name, example_of(schema), journal=journal)
 
 
 def next_commands(
@@ -38,11 +46,19 @@ def next_commands(
             show = command_of("show", report.run_id, name, journal=journal)
             hints.append(f"To see what {name} did: {show}")
         return [*hints, f"To resume it: {resume}"]
-    answers = [
-        f"To answer it: {command_of('signal', report.run_id, name, 'JSON', journal=journal)}"
-        for name in report.waiting
-        if name not in answered
-    ]
+    answers, signals = [], _signals_of(report)
+    for name in report.waiting:
+        if name not in answered:
+            schema = signals.get(name, {})
+            kind = type_of_signal(schema)
+            command = answer_command(report.run_id, name, schema, journal)
+            answers.append(f"To answer it{kind and f', of type {kind}'}: {command}")
     if answered:
         return [*answers, f"It has an answer for {', '.join(answered)}; to resume it: {resume}"]
     return [*answers, f"Then resume it: {resume}"] if answers else [f"To start it now: {resume}"]
+
+
+def _signals_of(report: RunReport) -> Mapping[str, Any]:
+    """Return the schemas of the signals of a run, as its latest segment has them."""
+    starts = [each for each in report.events() if isinstance(each, RunStarted | RunResumed)]
+    return starts[-1].signals

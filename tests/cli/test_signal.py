@@ -35,7 +35,7 @@ def waiting(shell: Shell) -> str:
 
 
 def test_a_run_that_waits_exits_with_5_and_says_how_to_answer(waiting: str, shell: Shell) -> None:
-    assert "To answer it: asyncflow signal r1 approved JSON\n" in waiting
+    assert "To answer it, of type bool: asyncflow signal r1 approved true\n" in waiting
     assert "Then resume it: asyncflow resume r1 orders" in waiting
 
 
@@ -57,6 +57,74 @@ def test_a_signal_is_stored_and_the_run_resumes(waiting: str, shell: Shell) -> N
     )
     assert "Pipeline PASSED" in report
     assert "[SUCCESS] approved" in report
+
+
+ASKING = """
+    from dataclasses import dataclass
+    from enum import Enum
+    from typing import Literal
+    from asyncflow import Pipeline
+
+    orders = Pipeline("orders")
+
+    class Speed(Enum):
+        SLOW = "slow"
+        FAST = "fast"
+
+    @dataclass
+    class Decision:
+        ok: bool
+        speed: Speed
+        why: str = ""
+
+    @orders.step
+    async def draft(order: str = "17 chairs") -> str:
+        return f"offer for {order}"
+
+    orders.signal("approved", bool, depends_on=[draft], deadline_ms=864e5, default=False,
+                  description=lambda draft: f"Send it?\\n{draft!r}")
+    orders.signal("decided", Decision, deadline_ms=864e5)
+    orders.signal("rated", Literal["good", "bad"])
+    orders.signal("sizes", list[int])
+"""
+
+
+def test_what_a_run_waits_for_is_listed_with_types_and_commands(shell: Shell) -> None:
+    shell.write("orders.py", ASKING)
+    shell("run", "orders", "--run-id", "r1", exits=5)
+    shell("signal", "r1", "rated", '"good"')
+
+    listed = shell("signal", "r1").stdout
+    shown = shell("show", "r1").stdout
+
+    time = r"2\d\d\d-[-0-9]+ [:0-9]+ UTC[^\n,]*"
+    asked = (
+        rf"decided waits for Decision, since {time}, until {time}, then the step fails\n"
+        rf"rated waits for Literal\['good', 'bad'\], and has an answer, since {time}\n"
+        rf"sizes waits for list\[int\], since {time}\n"
+        rf"approved waits for bool, since {time}, until {time}, then the answer is False\n"
+        r"  Send it\?\n  'offer for 17 chairs'\n"
+    )
+    commands = (
+        "To answer decided: asyncflow signal r1 decided "
+        """'{"ok": true, "speed": "fast"}'\n"""
+        "To answer sizes: asyncflow signal r1 sizes JSON\n"
+        "To answer approved: asyncflow signal r1 approved true\n"
+    )
+    assert re.fullmatch(asked + re.escape(commands), listed)
+    assert re.search(asked, shown)
+    missing = shell("signal", "r1", "approved", exits=2).stderr
+    assert "a value for 'approved' is missing; `asyncflow signal r1` says what it takes" in missing
+    shell("signal", "r1", "decided", """{"ok": true, "speed": "fast"}""")
+
+
+def test_a_run_that_waits_for_nothing_is_said_to(shell: Shell) -> None:
+    shell.write("orders.py", ORDERS)
+    shell("run", "orders", "--run-id", "r1", exits=5)
+    shell("signal", "r1", "approved", "true")
+    shell("resume", "r1", "orders")
+
+    assert shell("signal", "r1").stderr == "run r1 waits for no signal\n"
 
 
 def test_who_has_answered_is_shown_with_the_note(waiting: str, shell: Shell) -> None:
@@ -105,7 +173,7 @@ def test_what_shows_runs_knows_one_that_waits(waiting: str, shell: Shell) -> Non
 
     assert listed["status"] == "WAITING"
     assert "waits for a signal" in shown.stdout
-    assert "To answer it: asyncflow signal r1 approved JSON\n" in shown.stderr
+    assert "To answer it, of type bool: asyncflow signal r1 approved true\n" in shown.stderr
     assert "Then resume it: asyncflow resume r1 MODULE:PIPELINE\n" in shown.stderr
     assert "WAITING" in shell("runs").stdout
     assert "1 of 3, waits for approved" in shell("runs").stdout

@@ -214,6 +214,7 @@ def event_of(kind: type, attempt: int) -> Event:
         "deadline_ms": None,
         "refused": "",
         "description": "",
+        "otherwise": "",
         "sent_at": 2_000.0,
         "sent_by": "",
         "note": "",

@@ -131,7 +131,7 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
         *(names, times, texts, counts, times, payloads | st.none(), items, items),
         *(st.just(False), errors() | st.none()),
     ),
-    StepWaiting: (names, times, moments, times | st.none(), texts, texts),
+    StepWaiting: (names, times, moments, times | st.none(), texts, texts, texts),
     SignalReceived: (names, times, moments, texts, texts),
 }
 """The strategies of events of which some fields hold more, or less, than their types say."""
