@@ -506,7 +506,8 @@ class Pool:
     def _token_s(self) -> float:
         """How many seconds a token takes."""
         own_s = 0.0 if self._tokens_per_minute is None else 60 / self._tokens_per_minute
-        return own_s if self._share is None else max(own_s, self._share.token_s)
+        share = self._share
+        return own_s if share is None else max(own_s, share.token_s)
 
     # The line.
 
@@ -590,8 +591,9 @@ class Pool:
             finally:
                 self._is_moving = False
         self._settle()
-        if self._share is not None and not ticket.has_slots:
-            self._share.ask()
+        share = self._share
+        if share is not None and not ticket.has_slots:
+            share.ask()
         return ticket
 
     def _settle(self) -> None:
@@ -952,8 +954,10 @@ class PoolTicket:
         pool = self._pool
         if pool._line or pool._keys or pool._is_gated or self._era != pool._era:
             return False
-        if pool._share is not None:
-            pool._share.check_lease()
+        share = pool._share
+        if share is not None:
+            with pool._lock:
+                share.check_lease()
         if pool._in_use > pool._limit:
             return False  # it has been made smaller, or another process is to have the slots
         self.age = next(pool._ages)

@@ -11,12 +11,16 @@ Rules:
    demands. What nobody demands is divided equally. Odd slots take turns.
 4. It starts nothing after its lease has ended by its own clock, which started before that of the
    database. Nothing of this is on the way of an attempt, but a look at that clock.
-5. A process that neither runs an attempt nor lets one wait has no row.
+5. A process that neither runs an attempt nor lets one wait has no row, once it owes nothing for
+   its latest start.
+6. The collector may end a run at any line of any thread. So the end of a run locks nothing; what
+   follows from it is the journal's to do.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
@@ -162,8 +166,9 @@ class PoolShare:
         self.database = database
         self._clock = clock
         self._wake = wake
-        self.runs = 0
-        """How many runs use it."""
+        self._entered = 0
+        self._ended = deque[None]()
+        """How many runs have begun to use it, and for each that has ended since an entry."""
         self.row: ShareRow | None = None
         """What the database has, as far as this process knows."""
         self.limit = 0
@@ -254,7 +259,7 @@ class PoolShare:
         """Let a run use the pool by this share."""
         pool = self.pool
         with pool._lock:
-            self.runs += 1
+            self._entered += 1
             pool._share, pool._limit = self, self.limit
             self.set_pace()
         pause = pool._pause_of(self._clock)
@@ -263,16 +268,24 @@ class PoolShare:
 
     def leave(self) -> None:
         """Note that a run has ended."""
-        with self.pool._lock:
-            self.runs -= 1
-            self._let_go()
+        self._ended.append(None)
         self._wake()
 
-    def _let_go(self) -> None:
-        """Let the pool be an ordinary one again if nothing here uses it. The pool is locked."""
+    @property
+    def runs(self) -> int:
+        """How many runs use it."""
+        with self.pool._lock:
+            while self._ended:
+                self._ended.popleft()
+                self._entered -= 1
+            return self._entered
+
+    def let_go(self) -> None:
+        """Let the pool be an ordinary one again if nothing here uses it."""
         pool = self.pool
-        if not (self.runs or pool._in_use or self.owes()) and pool._share is self:
-            self._detach()
+        with pool._lock:
+            if not (self.runs or pool._in_use or self.owes()) and pool._share is self:
+                self._detach()
 
     def _detach(self) -> None:
         self.pool._share, self.pool._limit = None, self.pool._size
@@ -313,8 +326,8 @@ class PoolShare:
         soon_s = self._tried_s + tick_s
         if self.failing_since_s is not None:
             soon_s = self._tried_s + min(max(tick_s, lease_s / 10), 1.0)
-        elif self.must_tell_pause:
-            return -math.inf
+        if self.must_tell_pause:
+            return -math.inf if self.failing_since_s is None else soon_s
         if not demand.is_any:
             return math.inf if row is None else soon_s
         if row is None or demand.waiting or row.numbers != self._numbers():
@@ -353,7 +366,7 @@ class PoolShare:
         before = next((row.granted for row in rows if row.process == process), 0)
         if not demand.is_any:
             self._lower(0, 0.0)
-            self._let_go()
+            self.let_go()
             return None
         if demand.head is None:
             self._since = None if self.row is None else self.row.since  # of no meaning

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from asyncflow._core.pool import Clock, Pool
 from asyncflow._kernel.asyncio_compat import has_virtual_time
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
 _CLOCK = Clock(time.monotonic, time.monotonic)
 """The one that real event loops share, as `asyncflow._policies.pool_clock` has it."""
 
-_lock = threading.RLock()  # the collector may end a run while this thread has it
-_used: dict[tuple[object, str], PoolShare] = {}
-"""The shares that runs of this process use, by their database and the name of their pool."""
+_lock = threading.Lock()
+_used: WeakValueDictionary[tuple[object, str], PoolShare] = WeakValueDictionary()
+"""The shares that runs of this process have used, by their database and the name of their pool."""
 
 
 def _begin_in_child() -> None:
     """Let a forked process have no share."""
     global _lock  # a thread that is gone may have held it
-    _lock = threading.RLock()
+    _lock = threading.Lock()
     _used.clear()
 
 
@@ -54,7 +55,7 @@ def sharing(pools: Collection[Pool], persistence: RunPersistence | None) -> Iter
         return
     with ExitStack() as entered:
         for pool in pools:
-            entered.callback(_leave, _enter(pool, persistence))
+            entered.callback(_enter(pool, persistence).leave)
         yield
 
 
@@ -80,26 +81,17 @@ def _enter(pool: Pool, persistence: RunPersistence | None) -> PoolShare:
                 "use it: wait until these have ended, or give both the same journal object"
             )
         share = enter(pool, _CLOCK)
-        other = _used.setdefault(_key(share), share)
-        if other.pool is not pool:
+        key = share.database, pool.name or ""
+        other = _used.get(key)
+        if other is not None and other.pool is not pool and other.runs:
             share.leave()
             raise ValueError(
                 f"another Pool object that is shared as {pool.name!r} is used by other runs of "
                 "this process, and neither sees the line of the other one: share one object, such "
                 "as at the top of a module, or give them two names"
             )
+        _used[key] = share
         return share
-
-
-def _leave(share: PoolShare) -> None:
-    with _lock:
-        share.leave()
-        if not share.runs and _used.get(_key(share)) is share:
-            del _used[_key(share)]
-
-
-def _key(share: PoolShare) -> tuple[object, str]:
-    return share.database, share.pool.name or ""
 
 
 def why_waiting(pool: Pool) -> str:

@@ -103,7 +103,7 @@ class Shares:
         self._thread = thread
         self._call = call
         self._members: tuple[_ShareEntry, ...] = ()
-        self._lock = threading.RLock()  # the collector may end a run while this thread has it
+        self._lock = threading.Lock()
         self._poll_at = math.inf
 
     def enter(self, pool: Pool, clock: Clock, journal: ref[Any], database: object) -> PoolShare:
@@ -145,6 +145,7 @@ class Shares:
                 now = time.monotonic()
             for member in self._members:
                 if not (member.share.runs or member.share.has_news):
+                    member.share.let_go()
                     self._forget(member)
             due_s = self._due_s()
             self._poll_at = due_s if due_s == math.inf else min(due_s, now + TICK_S)
@@ -215,13 +216,13 @@ class Shares:
         """Return the rows that count, and delete the others."""
         self._execute(cursor, _ROWS, member.pool)
         found, rows = cursor.fetchall(), []
-        asks_all = member.share.demand().waiting > 0
+        is_waiting = member.share.demand().waiting > 0  # else it matters to nobody who is dead
         for *values, is_valid in found:
             process = values[0]
             if (
                 is_valid
                 and all(map(isinstance, values, _TYPES))
-                and not (asks_all and process != member.process and self._claim.is_void(process))
+                and not (is_waiting and process != member.process and self._claim.is_void(process))
             ):
                 _, demand, granted, least, since, *numbers = values
                 rows.append(ShareRow(process, demand, granted, least, since, PoolNumbers(*numbers)))
@@ -240,8 +241,6 @@ class Shares:
         if done.is_written or had is None:
             member.renewed_s = began_s
         share.settle(had, member.renewed_s + self._claim.lease_s)
-        if had is None:
-            self._forget(member)
         own = None if had is None else had.row.numbers
         for other in done.others - {own, member.other}:
             if own is not None:

@@ -6,6 +6,7 @@ A process is a `Pool` with a share here, whose clock a test moves; so is the clo
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from asyncflow import JournalError, Pool
 from asyncflow._core.pool import Clock, PoolTicket
 from asyncflow._core.pool_shares import TICK_S
-from asyncflow.journal._machine import LeaseClock, is_void, this_process
+from asyncflow.journal._machine import LeaseClock, held_claims, is_void, this_process
 from asyncflow.journal._shares import Shares
 from asyncflow.journal._sqlite import SQLite
 from asyncflow.journal._store import Claim
@@ -362,9 +363,8 @@ def test_the_slots_of_a_dead_process_are_free_at_once_on_its_machine(world: Worl
     world.run(1)
     assert other.stats == (0, 0, 1)
 
-    one.shares._forget(one.shares._members[0])  # as if its process were another one, and dead
-    one.share.runs = 0
-    one.shares._forget(one.shares._members[0])
+    (entry,) = one.shares._members
+    held_claims.discard(entry.claim)  # as of a process that is dead
     world.run(TICK_S)
 
     assert other.stats == (8, 1, 0)
@@ -611,6 +611,18 @@ def test_a_run_that_ends_leaves_an_ordinary_pool_and_no_row(world: World) -> Non
     assert world.rows() == []
     assert one.pool._share is None
     assert one.pool._take(8) is not None
+
+
+def test_a_run_that_ends_while_its_pool_waits_for_a_share_locks_nothing(world: World) -> None:
+    """The collector may end one at any line of any thread."""
+    one = world.process()
+    one.join(1)
+
+    with one.pool._lock, one.shares._lock:
+        thread = threading.Thread(target=one.share.leave)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_a_damaged_row_counts_for_nobody(world: World) -> None:
