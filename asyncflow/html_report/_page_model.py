@@ -72,7 +72,11 @@ MOST_EDGES = 6_000
 MOST_STEPS_DETAILED = 2_000
 """Of more steps, only those that did not succeed have details in a file."""
 _MOST_OPEN = 10
-"""Larger tiers of a large run are closed at first if all of their steps succeeded."""
+"""Larger tiers of a large run are closed at first if all of their steps succeeded or were
+skipped."""
+_FEWEST_FOLDED = 5
+"""So many of these steps whose names begin alike share a line in any other tier of it."""
+_QUIET = (StepStatus.SUCCESS, StepStatus.SKIPPED)
 MOST_ITEMS = 30
 """Of more items of a mapped step, those that went wrong are shown first."""
 MOST_ITEM_ROWS = 300
@@ -95,6 +99,8 @@ _WHOLE = 1_000_000
 """An output or a traceback of a step that is shown alone."""
 _REASON = 400
 _NAME = 160
+_START = re.compile(r".*[_.\-/: ](?=[^_.\-/: ]+$)|.*?[^\d](?=\d+$)", re.DOTALL)
+"""What the name of a step may have in common with others: all but its last word or number."""
 _TAIL = re.compile(r"(?<=[_.\-/ ])[^\n]{8,20}$")
 """The end of a long name, from where it may break."""
 
@@ -152,17 +158,29 @@ class PageContext(NamedTuple):
 NO_CONTEXT = PageContext()
 
 
-class TierRows(NamedTuple):
-    number: int
-    band: TierBand | None
+class Fold(NamedTuple):
+    """Some rows of a tier: those with a name share a line until a reader opens it."""
+
     rows: tuple[TimelineRow, ...]
-    counts: list[tuple[Look, int]]
-    is_open: bool = True
+    name: str = ""
+    """The beginning of the names of all its steps; empty for rows that have no such line."""
+    key: str = ""
+    band: TierBand | None = None
+    counts: Sequence[tuple[Look, int]] = ()
 
     def blocks(self) -> Iterator[tuple[TimelineRow, ...]]:
         """Return its rows in the blocks that are drawn together."""
         for at in range(0, len(self.rows), MOST_TOGETHER):
             yield self.rows[at : at + MOST_TOGETHER]
+
+
+class TierRows(NamedTuple):
+    number: int
+    band: TierBand | None
+    size: int
+    folds: list[Fold]
+    counts: list[tuple[Look, int]]
+    is_open: bool = True
 
 
 class ListedAttempt(NamedTuple):
@@ -509,12 +527,53 @@ class PageModel:
         for number, names in enumerate(self.view.tiers):
             steps = [self.view.steps[name] for name in names]
             band = self.timeline.band(number, steps, self.now_ms)
-            tally = Counter(step.status for step in steps)
-            waiting = sum([step.waiting_since is not None for step in steps])
-            counts = counted_looks(tally, waiting, has_died=self.context.is_orphaned)
-            has_passed = tally[StepStatus.SUCCESS] == len(steps) > _MOST_OPEN
-            is_open = not (self.is_large and has_passed)
-            yield TierRows(number, band, tuple(map(self.row, steps)), counts, is_open)
+            has_settled = all(step.status in _QUIET for step in steps)
+            is_open = not (self.is_large and has_settled and len(steps) > _MOST_OPEN)
+            folds = self._folds(number, steps)
+            yield TierRows(number, band, len(steps), folds, self._looks(steps), is_open)
+
+    def _looks(self, steps: Sequence[StepView]) -> list[tuple[Look, int]]:
+        tally = Counter(step.status for step in steps)
+        waiting = sum([step.waiting_since is not None for step in steps])
+        return counted_looks(tally, waiting, has_died=self.context.is_orphaned)
+
+    def _folds(self, tier: int, steps: Sequence[StepView]) -> list[Fold]:
+        """Return the rows of a tier: of a large run those that need attention first, and many whose
+        names begin alike in a fold.
+
+        While the run goes on, rows keep their places.
+        """
+        goes_on = self.view.is_running and not self.context.is_orphaned
+        if goes_on or not self.is_large:
+            return [Fold(tuple(map(self.row, steps)))]
+        alike: defaultdict[str, list[StepView]] = defaultdict(list)
+        first: dict[str, str] = {}
+        for step in steps:
+            start = _start_of(step.name)
+            first.setdefault(start, step.name)
+            if start and step.status in _QUIET:
+                alike[start].append(step)
+        folded = {
+            start: same for start, same in alike.items() if _FEWEST_FOLDED <= len(same) < len(steps)
+        }
+        alone = [
+            step
+            for step in sorted(steps, key=_urgency)
+            if step.status not in _QUIET or _start_of(step.name) not in folded
+        ]
+        return [
+            Fold(tuple(map(self.row, alone))),
+            *(
+                Fold(
+                    tuple(map(self.row, same)),
+                    name_text(start),
+                    f"{tier + 1}.{self.numbers[first[start]]}",
+                    self.timeline.band(tier, same, self.now_ms),
+                    self._looks(same),
+                )
+                for start, same in folded.items()
+            ),
+        ]
 
     def row(self, step: StepView) -> TimelineRow:
         bars = tuple(map(self._ended, bars_of(step, self.timeline, self.now_ms)))
@@ -735,6 +794,11 @@ def halves(name: str) -> tuple[str, str]:
     found = _TAIL.search(name)
     tail = found[0] if found else name[-20:]
     return name.removesuffix(tail), tail
+
+
+def _start_of(name: str) -> str:
+    found = _START.match(name)
+    return found[0] if found else ""
 
 
 def reason_text(reason: str) -> str:

@@ -950,6 +950,28 @@ async def test_a_page_of_500_steps_is_usable(opened: Open) -> None:
     )
 
 
+async def test_what_failed_of_300_steps_is_in_view_first(opened: Open) -> None:
+    events = events_of(300, 25)
+    failed = "step_0217"
+    last = [event for event in events if isinstance(event, RunFinished)]
+    events = [event for event in events if event not in last]
+    at = next(at for at, each in enumerate(events) if each.step == failed and each.attempt)
+    end = StepFailed(failed, 1, events[at + 1].at_ms, OSError("away"))
+    page = await opened(to_html([*events[: at + 1], end, *events[at + 2 :], *last]))
+
+    rows = page.locator("#steps-table tbody tr")
+    assert await rows.first.get_attribute("data-i") == "217"
+    line = page.locator('.line.step[data-i="217"]')
+    in_view = """(of) => { const line = of.getBoundingClientRect();
+      const box = of.closest(".scroll").getBoundingClientRect();
+      return line.top >= box.top && line.bottom <= box.bottom; }"""
+    assert await line.evaluate(in_view)
+    assert "step_…" in await page.locator(".fold summary").inner_text()
+    await page.evaluate("asyncflow.choose(205)")
+    assert await page.locator(".fold[open]").count() == 1
+    assert await page.locator('.line.step[data-i="205"]').evaluate(in_view)
+
+
 async def test_a_page_of_5000_steps_opens(opened: Open) -> None:
     page = await opened(to_html(events_of(5_000, 100)))
 

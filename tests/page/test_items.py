@@ -221,7 +221,41 @@ def test_a_step_is_slow_if_it_took_notably_longer_than_it_usually_does() -> None
 def test_long_tiers_are_laid_out_in_blocks() -> None:
     (tier,) = model_of(timed(*[1.0] * 120)).rows()
 
-    assert [len(block) for block in tier.blocks()] == [50, 50, 20]
+    (fold,) = tier.folds
+    assert [len(block) for block in fold.blocks()] == [50, 50, 20]
+
+
+def branches(*, has_ended: bool = True) -> list[Event]:
+    """Return the events of a large run, in whose second tier one step fails."""
+    first = {f"extract_{number}": () for number in range(100)}
+    second = {f"load_{number}": (f"extract_{number}",) for number in range(99, -1, -1)}
+    edges = {**first, **second, "load": ("extract_1",), "check": ("extract_1",)}
+    events: list[Event] = [RunStarted("r", 0.0, edges)]
+    for at, name in enumerate(edges):
+        events.append(AttemptStarted(name, 1, float(at)))
+        if name == "load_17":
+            events.append(StepFailed(name, 1, at + 0.5, OSError("away")))
+        else:
+            events.append(StepSucceeded(name, 1, at + 0.5, None))
+    return [*events, RunFinished(300.0, RunStatus.FAILED)] if has_ended else events
+
+
+def test_in_a_large_run_names_that_begin_alike_fold_and_what_failed_comes_first() -> None:
+    model = model_of(branches())
+    first, second = model.rows()
+
+    assert [(fold.name, len(fold.rows)) for fold in first.folds] == [("", 100)]
+    alone, fold = second.folds
+    assert [row.step.name for row in alone.rows] == ["load_17", "load", "check"]
+    assert (fold.name, len(fold.rows), [count for _, count in fold.counts]) == ("load_", 99, [99])
+    assert (first.is_open, second.is_open) == (False, True)
+
+
+def test_the_rows_of_a_large_run_keep_their_places_while_it_goes_on() -> None:
+    _, second = model_of(branches(has_ended=False)).rows()
+
+    (fold,) = second.folds
+    assert [row.step.name for row in fold.rows][:2] == ["load_99", "load_98"]
 
 
 @pytest.mark.parametrize("is_orphaned", [False, True])

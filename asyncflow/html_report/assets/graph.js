@@ -15,7 +15,7 @@ const applyDag = () => {
 };
 // Shows what failed first, else what runs.
 const centreDag = () => {
-  const box = $("dag-scroll"), first = document.querySelector("#failure h2 a")?.getAttribute("href").slice(2);
+  const box = $("dag-scroll"), first = firstFailed();
   const node = box?.querySelector(first ? `.node[data-i="${first}"]` : ".node.running");
   if (!node) return;
   const outer = box.getBoundingClientRect(), inner = node.getBoundingClientRect();

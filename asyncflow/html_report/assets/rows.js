@@ -57,6 +57,7 @@ const drawBlock = (block) => {
 const drawBlocks = () => {
   const box = $("gantt-scroll")?.getBoundingClientRect();
   for (const block of all(fitting ? ".block" : ".rows[open] .block")) {
+    if (!fitting && block.closest(".rows:not([open])")) continue; // a fold of an open tier
     const { top, bottom } = block.getBoundingClientRect();
     if (bottom > box.top - 400 && top < box.bottom + 400) drawBlock(block);
   }

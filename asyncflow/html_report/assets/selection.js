@@ -79,16 +79,18 @@ const show = (scroll) => {
   showItem();
   if (scroll && chosen !== null) reveal();
 };
+const into = (box, one) => {
+  if (!box || !one || one.hidden) return;
+  const outer = box.getBoundingClientRect(), inner = one.getBoundingClientRect();
+  const above = inner.top - outer.top - 64, below = inner.bottom - outer.bottom + 30;
+  if (above < 0 || below > 0) box.scrollTop += (inner.top + inner.bottom - outer.top - outer.bottom) / 2;
+  return [outer, inner];
+};
+// What failed first.
+const firstFailed = () => document.querySelector("#failure h2 a")?.getAttribute("href").slice(2);
 const reveal = () => {
-  const into = (box, one) => {
-    if (!box || !one || one.hidden) return;
-    const outer = box.getBoundingClientRect(), inner = one.getBoundingClientRect();
-    const above = inner.top - outer.top - 64, below = inner.bottom - outer.bottom + 30;
-    if (above < 0 || below > 0) box.scrollTop += (inner.top + inner.bottom - outer.top - outer.bottom) / 2;
-    return [outer, inner];
-  };
-  const line = document.querySelector(`.line.step[data-i="${chosen}"]`), tier = line?.closest(".rows");
-  if (tier && !tier.open) tier.open = true;
+  const line = document.querySelector(`.line.step[data-i="${chosen}"]`);
+  for (let tier = line?.closest(".rows"); tier; tier = tier.parentNode.closest(".rows")) tier.open = true;
   into($("gantt-scroll"), line);
   into($("steps").firstElementChild, document.querySelector(`#steps-table tr[data-i="${chosen}"]`));
   into($("events").firstElementChild, document.querySelector("#events-table tr.chosen"));
@@ -141,7 +143,7 @@ addEventListener("popstate", follow);
 addEventListener("hashchange", follow);
 
 // The steps that the filter shows, in the order of the timeline.
-const inOrder = () => all(`.rows${fitting ? "" : "[open]"} :is(.block, .line.step:not([hidden], .block *))`).flatMap((each) => (each.dataset.of ? stepsOf(each) : each.dataset.i));
+const inOrder = () => all(`.rows${fitting ? "" : "[open]"} :is(.block, .line.step:not([hidden], .block *))`).filter((each) => fitting || !each.closest(".rows:not([open])")).flatMap((each) => (each.dataset.of ? stepsOf(each) : each.dataset.i));
 const move = (by) => {
   const order = inOrder();
   if (!order.length) return;

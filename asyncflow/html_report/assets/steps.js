@@ -15,20 +15,25 @@ const filterSteps = (again = false) => {
   });
   fitting = filtering ? new Set(shown.map(({ made }) => made.dataset.i)) : null;
   body.classList.toggle("filtering", filtering);
-  showRows("steps", order ? sorted(shown) : shown, again);
+  showRows("steps", order ? sorted(shown) : urgentFirst(shown), again);
   for (const line of all(".line.step")) {
     line.hidden = !fits(line.dataset.i);
     const items = line.nextElementSibling;
     if (items?.matches(".items")) items.hidden = line.hidden;
   }
   layBlocks();
-  for (const tier of all(".tier")) tier.hidden = filtering && !tier.querySelector(":is(.line.step, .block):not([hidden])");
+  for (const tier of all(".tier, .fold")) tier.hidden = filtering && !tier.querySelector(":is(.line.step, .block):not([hidden])");
   for (const node of all(".node")) node.classList.toggle("faint", !fits(node.dataset.i));
   const failed = only.has("failed") ? shown.reduce((sum, each) => sum + +(elementOf(each).dataset.failed ?? 0), 0) : 0;
   const items = failed ? `, ${failed.toLocaleString("en")} failed ${failed === 1 ? "item" : "items"}` : "";
   $("found").textContent = filtering ? `${shown.length} of ${names.length}${items}` : "";
 };
 for (const input of [find, findStatus]) input.addEventListener("input", () => { filterSteps(true); remember(); });
+
+// A long table begins with what needs attention.
+const LONG = 20, URGENCY = { failed: 0, cancelled: 1, running: 2 };
+const urgencyOf = (row) => (row.urgency ??= URGENCY[/ data-s="(\w+)"/.exec(row.html)?.[1]] ?? 3);
+const urgentFirst = (rows) => (rows.length > LONG ? [...rows].sort((one, other) => urgencyOf(one) - urgencyOf(other)) : rows);
 
 // Sorting the table of steps.
 let order = null;

@@ -49,6 +49,7 @@ let updating = (async () => {
   ready();
   centreDag();
   follow();
+  if (chosen === null && firstFailed() && !fitting) { drawBlock(document.querySelector(`.block[data-of~="${firstFailed()}"]`)); into($("gantt-scroll"), document.querySelector(`.line.step[data-i="${firstFailed()}"]`)); }
   // Without the script, links lead to the details at the end of the page.
   const old = /^#s(\d+)$/.exec(location.hash);
   if (old && names[old[1]] !== undefined) choose(old[1]);
