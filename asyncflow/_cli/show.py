@@ -315,7 +315,13 @@ def _write_run(shown: _ShownRun, console: Console, *, everything: bool) -> None:
     lines += path_lines(view, view.critical_path(now_ms), console.width, theme)
     slower = slowness_of(view, shown.usual_run_ms, shown.usual_ms)
     lines += verdict_lines(
-        view, console.width, theme, now_ms=now_ms, has_died=has_died, slower=slower
+        view,
+        console.width,
+        theme,
+        now_ms=now_ms,
+        has_died=has_died,
+        slower=slower,
+        usual_ms=shown.usual_run_ms,
     )
     write_lines(lines, console)
 

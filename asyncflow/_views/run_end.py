@@ -15,6 +15,7 @@ from asyncflow._core.slowness import Slower
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took
+from asyncflow._views.progress import left_text
 from asyncflow._views.run_view import RunView
 from asyncflow._views.slowness import slowness_text
 
@@ -35,6 +36,7 @@ def verdict(
     *,
     has_died: bool = False,
     slower: Slower | None = None,
+    usual_ms: float | None = None,
 ) -> str:
     """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 1 retried (load), 9 reused``.
 
@@ -43,6 +45,7 @@ def verdict(
     ``now_ms`` is the present of a run that has not ended, by default its latest event, and
     ``has_died`` says whether its process is gone, which no event tells. ``slower`` is there if it
     was slower than usual: ``PASSED in 2.3 s (usually 1.7 s: train +600 ms): 9 succeeded``.
+    ``usual_ms`` is how long it usually takes, by which one that is running says what is left.
     """
     waiting = [step.name for step in view.waiting]
     counts = [
@@ -66,6 +69,8 @@ def verdict(
     ran_ms = view.at_ms if now_ms is None else now_ms
     spent = took(ran_ms, ran_ms + view.paused_ms)
     spent += f" ({slowness_text(slower)})" if slower is not None else ""
+    if view.is_running and not has_died and not view.rerun_of:  # which runs only a part
+        spent = ", ".join(filter(None, [spent, left_text(usual_ms, ran_ms)]))
     if has_died:
         return f"ORPHANED after {spent}: {said}"
     return f"{view.word} {'for' if view.is_running else 'in'} {spent}: {said}"

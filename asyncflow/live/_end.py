@@ -74,9 +74,10 @@ def verdict_lines(
     now_ms: float | None = None,
     has_died: bool = False,
     slower: Slower | None = None,
+    usual_ms: float | None = None,
 ) -> list[Text]:
     """Return how a run ended, or where it stands, in lines of a width; see `verdict`."""
-    words = verdict(view, now_ms, has_died=has_died, slower=slower)
+    words = verdict(view, now_ms, has_died=has_died, slower=slower, usual_ms=usual_ms)
     word = words.split(" ", 1)[0].rstrip(":")
     look = RUN_LOOKS[word]
     text = f"{theme.symbol(look)} {words}"

@@ -305,3 +305,15 @@ def test_the_end_of_any_run_fits(seed: int, cut: int | None, width: int, height:
         for name, step in view.steps.items()
         if step.status in ("FAILED", "CANCELLED", "SKIPPED") and not step.by_condition
     }
+
+
+def test_a_run_that_has_not_ended_says_for_how_long_it_runs_and_what_is_left() -> None:
+    running = RunView([RunStarted("r", 0.0, {"a": ()}), AttemptStarted("a", 1, 1.0)])
+    rerun = RunView([RunStarted("r", 0.0, {"a": ()}, rerun_of="o"), AttemptStarted("a", 1, 1.0)])
+
+    assert verdict(running, 12_000.0) == "RUNNING for 12.0 s: 1 running"
+    said = verdict(running, 12_000.0, usual_ms=40_000.0)
+    assert said == "RUNNING for 12.0 s, about 28 s left: 1 running"
+    assert verdict(rerun, 12_000.0, usual_ms=40_000.0) == "RUNNING for 12.0 s: 1 running"
+    died = verdict(running, 12_000.0, has_died=True, usual_ms=40_000.0)
+    assert died == "ORPHANED after 12.0 s: 1 orphaned"
