@@ -76,9 +76,8 @@ def diff(run: str, baseline: str | None, journal: str, show_all: bool, as_json: 
         return
     console = stdout_console()
     theme = theme_for(console.encoding, _SYMBOLS)
-    died = [record.status is RunStatus.ORPHANED for record in records]
     head = _head(compared, records, console)
-    lines = [*head, *_table(compared, show_all, theme, console, has_died=died[0])]
+    lines = [*head, *_table(compared, records, show_all, theme, console)]
     text = Text("\n").join(lines)
     if theme.encoding == "ascii":
         text.plain = text.plain.translate(_PLAIN)
@@ -152,14 +151,20 @@ def _wrapped(label: str, text: str, console: Console, indent: int = _LABEL) -> l
 
 
 def _table(
-    compared: RunComparison, show_all: bool, theme: Theme, console: Console, *, has_died: bool
+    compared: RunComparison,
+    records: Sequence[RunRecord],
+    show_all: bool,
+    theme: Theme,
+    console: Console,
 ) -> list[Text]:
     notable, total = compared.notable_steps, len(compared.steps)
     if not notable and not show_all:
         return [Text(""), Text(f"no notable difference in {plural(total, 'step')}")]
     shown = compared.steps if show_all else notable
+    has_died, had_died = (record.status is RunStatus.ORPHANED for record in records)
     looks = [None if step.run is None else look_of(step.run, has_died=has_died) for step in shown]
-    rows = [_cells(step, look, theme) for step, look in zip(shown, looks, strict=True)]
+    facts = [step_facts(step, has_died=has_died, had_died=had_died) for step in shown]
+    rows = [_cells(*each, theme) for each in zip(shown, looks, facts, strict=True)]
     header = ["STATUS", "BASELINE", "RUN", "DIFFERENCE"]
     widths = [max(widest(column), 1) for column in zip(header, *rows, strict=True)]
     names = [escape_controls(step.step_name) for step in shown]
@@ -199,10 +204,12 @@ def _row(name: str, cells: Iterable[str], room: int, widths: list[int], theme: T
     return Text(text.rstrip())
 
 
-def _cells(step: StepComparison, look: Look | None, theme: Theme) -> list[str]:
+def _cells(
+    step: StepComparison, look: Look | None, differing: Sequence[str], theme: Theme
+) -> list[str]:
     status = theme.dash if look is None else f"{theme.symbol(look)} {look.word}"
     change = "" if step.change == "both" else step.change
-    facts = [change or f"{arrow(step)}{difference_text(step)}", *step_facts(step)]
+    facts = [change or f"{arrow(step)}{difference_text(step)}", *differing]
     return [
         status,
         took_text(step.baseline) or theme.dash,

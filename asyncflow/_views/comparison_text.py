@@ -93,12 +93,19 @@ def took_text(result: StepResult | None) -> str:
     return duration(result.duration_ms)
 
 
-def step_facts(step: StepComparison) -> list[str]:
-    """Return what else differs of a step, one fact a text."""
+def step_facts(
+    step: StepComparison, *, has_died: bool = False, had_died: bool = False
+) -> list[str]:
+    """Return what else differs of a step, one fact a text.
+
+    ``has_died`` says whether the process of the run is gone, and ``had_died`` that of the baseline.
+    """
     run, baseline = step.run, step.baseline
     if run is None or baseline is None:
         return []
-    facts = [pair(_ended(baseline), _ended(run))] if step.has_other_status else []
+    facts = (
+        [pair(_ended(baseline, had_died), _ended(run, has_died))] if step.has_other_status else []
+    )
     retries, items, failed = step.retry_counts, step.item_counts, step.failed_item_counts
     if items is not None and items[0] != items[1]:
         facts.append(_counted("item", items))
@@ -192,8 +199,8 @@ def pair(before: str, now: str) -> str:
     return f"{before} → {now}"
 
 
-def _ended(result: StepResult) -> str:
-    return "fell back" if result.fell_back else look_of(result).word
+def _ended(result: StepResult, has_died: bool) -> str:
+    return "fell back" if result.fell_back else look_of(result, has_died=has_died).word
 
 
 def _value(value: object, limit: int = _LONGEST_VALUE) -> str:

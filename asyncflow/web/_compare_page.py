@@ -98,7 +98,8 @@ def _page(
 def _given(
     request: Request, compared: RunComparison, records: Sequence[RunRecord]
 ) -> dict[str, Any]:
-    now_s, has_died = time.time(), records[0].status is RunStatus.ORPHANED
+    now_s = time.time()
+    has_died, had_died = (record.status is RunStatus.ORPHANED for record in records)
     shown = compared.steps if "all" in request.query_params else compared.notable_steps
     run_id, baseline = compared.run.run_id, compared.baseline.run_id
     return {
@@ -112,7 +113,7 @@ def _given(
         "arrow": arrow,
         "difference_text": difference_text,
         "error_text": error_text,
-        "facts_of": _facts,
+        "facts_of": partial(_facts, has_died=has_died, had_died=had_died),
         "input_text": input_text,
         "look_of": partial(look_of, has_died=has_died),
         # Only a record knows how far a run is that has not ended, and that its process died.
@@ -133,5 +134,6 @@ def _trace(report: RunReport) -> str:
     return "" if failed is None or failed.error is None else error_trace(failed.error, _TRACE).text
 
 
-def _facts(step: StepComparison) -> list[str]:
-    return [*step_facts(step), *filter(None, [output_text(step, _OUTPUT)])]
+def _facts(step: StepComparison, *, has_died: bool, had_died: bool) -> list[str]:
+    facts = step_facts(step, has_died=has_died, had_died=had_died)
+    return [*facts, *filter(None, [output_text(step, _OUTPUT)])]

@@ -236,7 +236,9 @@ def test_a_dead_run_counts_until_its_process_gave_a_sign_of_life(shell: Shell, o
     assert "◇ ORPHANED  " in shell("runs").stdout
     assert "  1 min 30 s  etl" in shell("runs").stdout
     assert "ORPHANED after 1 min 30 s, started " in shell("diff", orphan, orphan).stdout
-    assert "\none       ◇" in shell("stats", "etl").stdout
+    statistics = shell("stats", "etl").stdout
+    assert "\none       ◇" in statistics
+    assert statistics.endswith("\n◇ orphaned\n")
     assert "Last seen after</dt><dd" in shell_page(shell, orphan)
     assert "1 min 30 s" in shell_page(shell, orphan)
 

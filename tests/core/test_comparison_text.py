@@ -103,6 +103,15 @@ def test_an_end_that_no_status_tells_is_a_fact_too() -> None:
     assert facts == ["0 failed items → 1 failed item"]
 
 
+def test_what_a_dead_process_was_running_is_orphaned() -> None:
+    step = StepComparison(
+        "x", StepResult("x", StepStatus.RUNNING, 1, started_ms=0.0), succeeded("x")
+    )
+
+    assert step_facts(step) == ["SUCCESS → RUNNING"]
+    assert step_facts(step, has_died=True) == ["SUCCESS → ORPHANED"]
+
+
 def test_the_facts_of_a_step_name_all_that_differs() -> None:
     one = succeeded("x[0]", attempts=2)
     compared = StepComparison(
