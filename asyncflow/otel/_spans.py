@@ -51,6 +51,15 @@ class _OpenStep(NamedTuple):
     """Shared with the spans of its attempts."""
 
 
+class _Failure(NamedTuple):
+    """A step that failed."""
+
+    step: str
+    at_ms: float
+    error_type: str
+    text: str
+
+
 class RunSpans:
     """Makes the spans of one run."""
 
@@ -71,8 +80,7 @@ class RunSpans:
         self._waiting: dict[str, None] = {}
         """The steps that wait for a signal, which have no span until they end."""
         self._has_timed_out = False
-        self._first_failure: tuple[str, str] | None = None
-        """The type of the first failed step's error, and the text of the event."""
+        self._first_failure: _Failure | None = None
 
     def record(self, event: events.Event) -> None:
         """Begin or end the spans that an event concerns."""
@@ -146,8 +154,8 @@ class RunSpans:
             run.set_status(_OK)
         elif event.status is not RunStatus.WAITING:  # whose status stays unset
             if failure is not None:
-                run.set_attribute(semconv.ERROR_TYPE, failure[0])
-                why = why or failure[1]
+                run.set_attribute(semconv.ERROR_TYPE, failure.error_type)
+                why = why or failure.text
             run.set_status(Status(StatusCode.ERROR, escape_controls(why or "")))
         run.end(self._at_ns(event.at_ms))
         self._run = None
@@ -215,8 +223,8 @@ class RunSpans:
                 status = Status(StatusCode.ERROR, more[semconv.REASON])
             else:
                 status = Status(StatusCode.ERROR, describe_error(event.error))
-                if event.item is None and self._first_failure is None:
-                    self._first_failure = error_type(event.error), describe_event(event)
+                if event.item is None:
+                    self._note_failure(event)
             if event.error is not None:
                 more[semconv.ERROR_TYPE] = error_type(event.error)
         ended = attempt_end(event)
@@ -231,6 +239,19 @@ class RunSpans:
         if isinstance(ended, events.StepFailed) and not has_attempt:
             self._add_exception(self._step(event).span, ended.error, event.at_ms)
         self._end_step(event, result, status, more)
+
+    def _note_failure(self, event: events.StepFailed) -> None:
+        """Note the first failure: of those at one moment, that of the first step, as in `failures`.
+
+        Steps are in the order of the run, and not in that in which their tasks came to an end.
+        """
+        first = self._first_failure
+        if first is not None:
+            names = [*self._dependencies] if event.at_ms == first.at_ms else []
+            if not names or names.index(event.step) > names.index(first.step):
+                return
+        text = describe_event(event)
+        self._first_failure = _Failure(event.step, event.at_ms, error_type(event.error), text)
 
     # Attempts.
 

@@ -521,6 +521,22 @@ async def test_a_resumed_run_has_its_own_trace_and_marks_reused_steps(otel):
     assert run.end_time - run.start_time == pytest.approx(passed_ms * 1e6, abs=1_000)
 
 
+def test_of_steps_that_fail_at_one_moment_the_first_one_of_the_run_is_its_failure(otel):
+    observe = otel.observer.for_run()
+
+    for event in [
+        RunStarted("r", 1.0, {"a": (), "b": (), "c": ()}),
+        *(AttemptStarted(step, 1, 0.0) for step in "abc"),
+        StepFailed("b", 1, 1.0, KeyError("b")),
+        StepFailed("a", 1, 1.0, LookupError("a")),
+        StepFailed("c", 1, 2.0, OSError("c")),
+        RunFinished(3.0, RunStatus.FAILED),
+    ]:
+        observe(event)
+
+    assert otel.spans[-1].attributes["error.type"] == "LookupError"
+
+
 def test_a_resumed_run_does_not_inherit_the_stop_of_the_earlier_segment(otel):
     observe = otel.observer.for_run()
 
