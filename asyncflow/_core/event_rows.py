@@ -286,6 +286,11 @@ def _difference(run: StoredRun, report: RunReport) -> str:
         return f"the run is {run.status}, not {report.status}"
     if run.run_id != report.run_id:
         return f"they are those of run {run.run_id!r}"
+    if not math.isclose(run.at_ms, report.total_duration_ms, abs_tol=1e-6):
+        return f"the run took {run.at_ms!r} ms, not {report.total_duration_ms!r}"
+    if run.stop_reason != report.stop_reason:
+        stops = map(reprlib.repr, (run.stop_reason, report.stop_reason))
+        return f"the run has stop_reason {', not '.join(stops)}"
     if tuple(run.segments) != report.segments:
         return "the run has other segments"
     if [*run.steps] != [*report]:

@@ -308,6 +308,20 @@ async def test_json_whose_events_and_results_disagree_is_refused(at, change, pro
         RunReport.from_json(json.dumps(document))
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"total_duration_ms": 99.0}, r"the run took [\d.e-]+ ms, not 99\.0"),
+        ({"stop_reason": "so"}, "the run has stop_reason None, not 'so'"),
+    ],
+)
+async def test_json_whose_figures_disagree_with_its_events_is_refused(change, problem):
+    document = json.loads((await Pipeline("p").run()).to_json()) | change
+
+    with pytest.raises(ValueError, match=f"must lead to the results: {problem}"):
+        RunReport.from_json(json.dumps(document))
+
+
 @pytest.mark.parametrize("change", [{"wall_time": 5.0}, {"process": "other:1"}, {"at_ms": 5.0}])
 async def test_json_of_a_resumed_run_whose_segments_disagree_is_refused(change):
     async def a():
