@@ -418,11 +418,9 @@ class _Ledger:
             raise BrokenPromise(f"it begins although the pool is paused: {line}")
         on_top = self._on_top.get(pid, 0)
         has_woken = line.at_s < self._woken_s.get(pid, -math.inf) + _LEASE_S
-        had_slots = has_woken and on_top > 0
+        had_slots = has_woken and on_top > 0  # else it needs a share as any other
         if had_slots:
             self._on_top[pid] = on_top - line.slots
-        elif has_woken and not line.share:
-            raise BrokenPromise(f"its lease has ended, and it begins without a share: {line}")
         (self._old if had_slots else self._held)[pid][line.call] = line.slots
         taken, old = (
             sum(sum(calls.values()) for calls in each.values()) for each in (self._held, self._old)
