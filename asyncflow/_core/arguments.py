@@ -420,6 +420,39 @@ def method_suggests_arguments(method: T) -> T:
     return cast("T", call_and_wait)
 
 
+def takes_by_name(what: str, example: str) -> Callable[[T], T]:
+    """Make a method refuse what is not given by name, which Python would blame on its base class.
+
+    ``what`` is what it takes: ``"inputs"``. The example is ``"url=..."``.
+    """
+
+    def decorate(method: T) -> T:
+        marked: Any = method
+        name = marked.__name__
+
+        def refuse(self: object) -> None:
+            raise TypeError(
+                f"{type(self).__name__}.{name}() takes {what} by name: {name}({example}); "
+                f"if they are in a mapping, unpack it: {name}(**{what})"
+            )
+
+        @wraps(marked)
+        def call(self: object, /, *values: object, **named: Any) -> Any:
+            if values:
+                refuse(self)
+            return marked(self, **named)
+
+        @wraps(marked)
+        async def call_and_wait(self: object, /, *values: object, **named: Any) -> Any:
+            if values:
+                refuse(self)
+            return await marked(self, **named)
+
+        return cast("T", call_and_wait if inspect.iscoroutinefunction(marked) else call)
+
+    return decorate
+
+
 def arguments_of(what: str) -> frozenset[str]:
     """Return the arguments of a class or function that suggests them, by its name."""
     return ARGUMENTS[what]
@@ -434,7 +467,10 @@ def check_arguments(what: str, given: Iterable[str], known: frozenset[str]) -> N
         from asyncflow._core.argument_names import suggestion  # no right call needs it
 
         unknown = next(name for name in given if name not in known)
-        raise TypeError(f"{what} got an unknown argument {unknown!r}{suggestion(unknown, known)}")
+        suggested = suggestion(unknown, known)
+        if "inputs" in known and " of " not in suggested:  # else it is known to be no input
+            suggested += f"; an input of the run is given in inputs={{{unknown!r}: ...}}"
+        raise TypeError(f"{what} got an unknown argument {unknown!r}{suggested}")
 
 
 def _names_of(function: Callable[..., Any]) -> frozenset[str]:

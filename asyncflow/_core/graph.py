@@ -333,7 +333,11 @@ def _reachable(start: Iterable[K], neighbours: Callable[[K], Iterable[K]]) -> se
 def _index(steps: tuple[WorkflowStep, ...]) -> dict[str, int]:
     for kind in set(map(type, steps)):
         if not issubclass(kind, WorkflowStep):
-            raise TypeError(f"a pipeline is made of WorkflowStep objects, not {kind.__name__}")
+            is_function = any(type(step) is kind and hasattr(step, "__code__") for step in steps)
+            instead = "; wrap it in one: WorkflowStep(name, function)" if is_function else ""
+            raise TypeError(
+                f"a pipeline is made of WorkflowStep objects, not {kind.__name__}{instead}"
+            )
     index = {step.name: position for position, step in enumerate(steps)}
     if len(index) < len(steps):
         # The index knows the last step of each name.

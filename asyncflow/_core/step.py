@@ -842,16 +842,18 @@ def _check_fallback(name: str, fallback: object) -> None:
 
 def _checked_dependencies(name: str, depends_on: object) -> tuple[str, ...]:
     if isinstance(depends_on, str | bytes) or not isinstance(depends_on, Iterable):
+        instead = f"; write [{safe_text(repr, depends_on)}]" if isinstance(depends_on, str) else ""
         raise TypeError(
             f"step {name!r}: depends_on must be a list of step names or a mapping of parameter "
-            f"to step name, not {type(depends_on).__name__}"
+            f"to step name, not {type(depends_on).__name__}{instead}"
         )
     names = tuple(depends_on)
     for dependency in names:
         if not isinstance(dependency, str):
+            instead = "; functions go into Pipeline.step(depends_on=...)"
             raise TypeError(
                 f"step {name!r}: depends_on must hold names of steps, "
-                f"not {type(dependency).__name__}"
+                f"not {type(dependency).__name__}{instead if callable(dependency) else ''}"
             )
     return tuple(dict.fromkeys(names))
 

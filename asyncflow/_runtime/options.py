@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
-from asyncflow._core.arguments import check_count, check_limit, check_names
+from asyncflow._core.arguments import ARGUMENTS, check_count, check_limit, check_names
 from asyncflow._core.record import record, replace, values_by_name
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import OpenResource, check_engine
@@ -54,7 +54,7 @@ class Options(TypedDict, total=False):
     event_buffer: int
 
 
-OPTIONS = frozenset(Options.__annotations__)
+OPTIONS = ARGUMENTS["with_options"] = frozenset(Options.__annotations__)
 """The names of the options."""
 
 

@@ -180,9 +180,11 @@ def collect(step: Any) -> Any:
 
 def _checked_source(word: str, step: object) -> object:
     if not callable(step) and not isinstance(step, Pipeline):
+        way_out = "a name goes into @pipeline.step(depends_on=...)"
+        if word == "each" and isinstance(step, Iterable):
+            way_out = "values that the caller has are an input: each('urls'), and run(urls=...)"
         raise TypeError(
-            f"{word}() takes the function of another step, not {type(step).__name__}; a name "
-            "goes into @pipeline.step(depends_on=...)"
+            f"{word}() takes the function of another step, not {type(step).__name__}; {way_out}"
         )
     return step
 
@@ -587,7 +589,11 @@ class Pipeline(Runnable):
 
 def _check_name(name: object, whose: str = "a pipeline") -> None:
     if not isinstance(name, str):
-        raise TypeError(f"{whose}'s name must be a str, not {type(name).__name__}")
+        instead = "; to run a list of steps, call run_pipeline(steps)"
+        raise TypeError(
+            f"{whose}'s name must be a str, not {type(name).__name__}"
+            + (instead if isinstance(name, Iterable) else "")
+        )
     if not name:
         raise ValueError(f"{whose}'s name must not be empty")
 

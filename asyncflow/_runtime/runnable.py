@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from asyncflow._core.arguments import method_suggests_arguments
+from asyncflow._core.arguments import method_suggests_arguments, takes_by_name
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import OpenResource
 from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
@@ -62,6 +62,7 @@ class Runnable:
         """What opens each resource of its runs, by the parameter that receives it."""
         return dict(self._options.resources)
 
+    @takes_by_name("options", "run_id=...")
     def with_options(self, **options: Unpack[Options]) -> Self:
         """Return the same pipeline with other values for these options.
 
@@ -122,6 +123,7 @@ class Runnable:
         other._use(self._options.with_changes(options))
         return other
 
+    @takes_by_name("inputs", "url=...")
     async def run(self, /, **inputs: Any) -> RunReport:
         """Run the pipeline and return its report, even when steps failed.
 
@@ -160,6 +162,7 @@ class Runnable:
         """
         return await self._planned().run(inputs)
 
+    @takes_by_name("inputs", "url=...")
     def start(self, /, **inputs: Any) -> RunHandle:
         """Return a handle of a run, which starts when it is entered.
 

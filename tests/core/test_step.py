@@ -90,7 +90,7 @@ NOT_IN_LOOP = (
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"action": None}, TypeError, "action must be an async callable, not NoneType"),
     ({"action": [nothing]}, TypeError, "action must be an async callable, not list"),
-    ({"depends_on": "extract"}, TypeError, NOT_A_LIST.format("str")),
+    ({"depends_on": "extract"}, TypeError, NOT_A_LIST.format("str") + "; write ['extract']"),
     ({"depends_on": nothing}, TypeError, NOT_A_LIST.format("function")),
     ({"depends_on": ["a", None]}, TypeError, "depends_on must hold names of steps, not NoneType"),
     ({"depends_on": {"x": 1}}, TypeError, "depends_on must hold names of steps, not int"),
