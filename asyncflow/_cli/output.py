@@ -240,7 +240,7 @@ def _ends_of(attempts: Sequence[Attempt]) -> str:
             for one in attempts
             if one.error is not None and attempt_end(one) == end
         )
-        words = [name if len(types) == 1 else f"{each} {name}" for name, each in types.items()]
+        words = [name if len(types) == 1 else f"{name} x {each}" for name, each in types.items()]
         parts.append(f"{count:,} {end}{f' ({some_of(words)})' if end == 'failed' else ''}")
     return ", ".join(parts)
 

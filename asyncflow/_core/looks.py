@@ -78,7 +78,14 @@ one that was running when the process of its run died."""
 DIED_LOOK, WAITS_LOOK = STEP_LOOKS["ORPHANED"], STEP_LOOKS["WAITS"]
 
 WORST_FIRST = (
-    *("FAILED", "CANCELLED", "WAITS", "ORPHANED", "RUNNING", "PENDING", "SKIPPED", "SUCCESS"),
+    "FAILED",
+    "CANCELLED",
+    "WAITS",
+    "ORPHANED",
+    "RUNNING",
+    "PENDING",
+    "SKIPPED",
+    "SUCCESS",
 )
 """The words of the looks of steps, what needs attention first."""
 

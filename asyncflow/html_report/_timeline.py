@@ -170,11 +170,11 @@ class Timeline(NamedTuple):
 
 def bars_of(step: StepView, timeline: Timeline, now_ms: float) -> tuple[Bar, ...]:
     """Return the bars of a step or an item; a mapped step has one a segment, for all its items."""
-    if step.wait is not None:
-        return (_bar_of_wait(step.wait, timeline),)
+    waits = () if step.wait is None else (_bar_of_wait(step.wait, timeline),)
     if step.items is not None or step.former_items:
         return tuple(_bars_of_items(step, timeline, now_ms))
-    return tuple(_bar_of(span, timeline) for span in spans_of(step, timeline.begins, now_ms))
+    spans = spans_of(step, timeline.begins, now_ms)
+    return (*(_bar_of(span, timeline) for span in spans), *waits)
 
 
 def _bar_of_wait(wait: SignalWait, timeline: Timeline) -> Bar:

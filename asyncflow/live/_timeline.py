@@ -189,9 +189,10 @@ def _grid(
 def _lasted(step: StepView, now_ms: float, now_s: float | None) -> str:
     """Return how long a step took, or how long it waits, or waited, for its signal."""
     lasted_ms = step.duration_ms(now_ms)
+    if lasted_ms is None and now_s is not None:
+        lasted_ms = waited_ms(step, now_s)
     if lasted_ms is None and step.wait is not None:
-        lasted_ms = step.wait.lasted_ms if now_s is None else waited_ms(step, now_s)
-        lasted_ms = step.wait.lasted_ms if lasted_ms is None else lasted_ms
+        lasted_ms = step.wait.lasted_ms
     return "" if lasted_ms is None else duration(lasted_ms)
 
 

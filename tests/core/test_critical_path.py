@@ -16,7 +16,7 @@ from strategies import Edges, graphs
 
 from asyncflow import RunReport, RunStatus, StepResult, StepStatus, WorkflowStep, run_pipeline
 from asyncflow._core.critical_path import StepTime, critical_path
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, view_of
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -176,12 +176,20 @@ def by_json(report: RunReport) -> RunReport:
     return RunReport.from_json(report.to_json())
 
 
-@pytest.mark.parametrize("trip", [lambda report: report, by_json])
+def by_results(report: RunReport) -> RunReport:
+    """Return a report that tells no events, as a user makes one."""
+    times = report.total_duration_ms, report.wall_time
+    return RunReport("r", report.results, total_duration_ms=times[0], wall_time=times[1])
+
+
+@pytest.mark.parametrize("trip", [lambda report: report, by_json, by_results])
 def test_a_wait_for_a_signal_is_on_it_with_the_time_between_two_processes(trip: Any) -> None:
     view = RunView(ANSWERED)
     report = trip(view.report(lambda _, output: output))
 
     assert view.critical_path(301.0) == report.critical_path == ["draft", "ok", "send"]
+    assert view_of(report).critical_path(301.0) == report.critical_path
+    assert view_of(report).steps["ok"].wait == report["ok"].wait
     wait = report["ok"].wait
     assert wait == (100.0, 201.0, pytest.approx(131_101.0))
     assert (report["ok"].duration_ms, report.total_duration_ms) == (0.0, 301.0)

@@ -377,7 +377,7 @@ async def test_within_the_tolerance_a_step_succeeds_without_the_failed_items(sch
     assert statuses(report["store"]) == {n: SKIPPED if n in (1, 4) else SUCCESS for n in range(6)}
     line = str(report).splitlines()[2]
     assert line.startswith("[SUCCESS] fetch (6 attempt(s), ")
-    assert line.endswith("ms): 2 of 6 items failed, tolerated")
+    assert line.endswith("ms): 2 of 6 items failed, tolerated (ValueError x 2)")
     report.raise_for_failures()
 
 
@@ -500,7 +500,11 @@ async def test_a_share_is_of_the_items_that_the_step_was_given(schedule, fail_fa
     _, steps = halved(0.2, keep_outputs=keep_outputs)
     report = await run_pipeline(steps, fail_fast, schedule=schedule)
     assert report["m"].status is SUCCESS
-    assert str(report).splitlines()[3].endswith("ms): 2 of 10 items failed, tolerated")
+    assert (
+        str(report)
+        .splitlines()[3]
+        .endswith("ms): 2 of 10 items failed, tolerated (ValueError x 2)")
+    )
 
     _, steps = halved(0.19, keep_outputs=keep_outputs)
     report = await run_pipeline(steps, fail_fast, schedule=schedule)
