@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.step_view import StepView
-from asyncflow._core.text import describe_error
+from asyncflow._core.text import describe_error, escape_controls
 from asyncflow._core.tracebacks import raised_at
 
 Step = TypeVar("Step", StepView, StepResult)
@@ -71,7 +71,6 @@ _ENDS: dict[StepStatus, ItemErrorEnd] = {
 }
 _ORDER: tuple[ItemErrorEnd, ...] = ("failed", "cancelled", "fell back", "retried")
 
-
 _Alike: TypeAlias = tuple[ItemErrorEnd, str, tuple[str, int] | None]
 _SUB_ERRORS = re.compile(r"\((\d+) sub-exceptions?\)\Z")
 
@@ -116,8 +115,12 @@ def item_errors(step: StepView | StepResult) -> list[ItemErrors]:
 
 
 def why_failed(step: StepView | StepResult) -> tuple[BaseException | None, list[ItemErrors]]:
-    """Return its `own_error`, and the errors of the items that failed, or fell back, in groups."""
-    return own_error(step), final_errors(item_errors(step))
+    """Return its `own_error`, and the errors of the items that failed, or fell back, in groups.
+
+    A step that has failed has at least one of them.
+    """
+    groups = final_errors(item_errors(step))
+    return own_error(step) if groups else step.error, groups
 
 
 def final_errors(groups: Iterable[ItemErrors]) -> list[ItemErrors]:
@@ -175,4 +178,4 @@ def _errors_of(item: StepView | StepResult) -> Iterator[BaseException]:
 
 def _type_of(error: BaseException) -> str:
     name = error.type_name if isinstance(error, RestoredError) else type(error).__name__
-    return name.rpartition(".")[2]
+    return escape_controls(name.rpartition(".")[2])

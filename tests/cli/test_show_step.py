@@ -207,3 +207,36 @@ def test_a_step_is_cut_and_says_how_to_see_the_rest(shell: Shell) -> None:
         "To see all of the output: asyncflow show first resize --json\n"
     )
     assert len(shell.json("show", "first", "resize", "--json")["output"]) == 1_980
+
+
+def test_what_items_of_a_secret_received_is_redacted(shell: Shell) -> None:
+    shell.write(
+        "vault.py",
+        """
+        from asyncflow import Pipeline, collect, each
+
+        vault = Pipeline("vault")
+
+        @vault.step(secret=True)
+        async def keys() -> list[str]:
+            return ["hunter-0", "hunter-1"]
+
+        @vault.step(secret=True)
+        async def mint(key: str = each(keys)) -> str:
+            return f"coin of {key}"
+
+        @vault.step(tolerated_failures=1)
+        async def spend(coin: str = each(collect(mint))) -> int:
+            if coin.endswith("1"):
+                raise ValueError("no")
+            return 1
+        """,
+    )
+    shell("run", "vault:vault", "--run-id", "first", "--quiet", "--html", "run.html")
+    steps = "mint", "mint[1]", "spend", "spend[1]"
+    texts = [shell("show", "first", *words).stdout for words in ([], *([step] for step in steps))]
+
+    assert "  spend: ValueError: no, [1] of redacted" in texts[0]
+    assert "  coin is item 1 of the output of mint: redacted\n" in texts[-1]
+    page = (shell.directory / "run.html").read_text(encoding="utf-8")
+    assert not any("hunter" in text or "coin of" in text for text in (page, *texts))

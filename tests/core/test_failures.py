@@ -11,6 +11,7 @@ from results import cancelled, failed, mapped, report_of, skipped, succeeded
 
 from asyncflow import Attempt, RunReport, RunStatus, StepResult, StepStatus
 from asyncflow._cli.output import format_tracebacks
+from asyncflow._core.errors import RestoredError
 from asyncflow._core.failures import (
     error_counts,
     failures,
@@ -118,6 +119,14 @@ def test_errors_of_items_are_alike_if_their_type_is_and_the_line_that_raised_the
     ]
     assert groups[0].words == "ValueError x 3: 1 is odd"
     assert error_counts(groups) == "ValueError x 4, KeyError"
+
+
+def test_the_name_of_an_error_has_no_control_characters() -> None:
+    (group,) = item_errors(
+        with_errors(RestoredError("app.Bad\x1b[31m", "no"), RestoredError("app.Bad\x1b[31m", "no"))
+    )
+
+    assert group.words == "Bad\\x1b[31m x 2: no"
 
 
 def test_what_failed_for_good_comes_before_what_was_retried() -> None:
