@@ -97,6 +97,8 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    # The next test may write a file of the same path, size and second: its bytecode would be taken.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     made = Shell(tmp_path)
     made.write("etl.py", PIPELINES)
     known = set(sys.modules)
