@@ -24,7 +24,7 @@ from asyncflow.html_report._templates import asset, template
 _WHOLE = 1_000_000
 """How many bytes a message has at most that is shown whole."""
 
-_SECTIONS = ("header", "failure", "gantt", "dag", "steps", "events", "data", "details")
+_SECTIONS = ("header", "waiting", "failure", "gantt", "dag", "steps", "events", "data", "details")
 
 
 class Live(NamedTuple):

@@ -34,12 +34,14 @@ from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import items_with_values
+from asyncflow._views.next_command import answer_command
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, item_value, received
 from asyncflow._views.run_end import again_steps, endured_steps, is_retried
 from asyncflow._views.run_view import PoolPauses, RunView
+from asyncflow._views.signal_form import type_of_signal
 from asyncflow._views.slowness import slowness_of, slowness_text
 from asyncflow._views.spans import spans_of
 from asyncflow._views.waiting import Wait
@@ -98,6 +100,8 @@ _ITEM_VALUE = 80
 _WHOLE = 1_000_000
 """An output or a traceback of a step that is shown alone."""
 _REASON = 400
+_MOST_ANSWERED = 5
+"""Of how many steps the outputs are shown that an answer is about."""
 _NAME = 160
 _START = re.compile(r".*[_.\-/: ](?=[^_.\-/: ]+$)|.*?[^\d](?=\d+$)", re.DOTALL)
 """What the name of a step may have in common with others: all but its last word or number."""
@@ -341,6 +345,26 @@ class PageModel:
             for step in self.view.steps.values()
         ]
         return "|".join(map(",".join, needed))
+
+    # What it waits for.
+
+    MOST_ASKED = 10
+    """How many of the signals that a run waits for the page asks about at its top."""
+
+    def signal_type(self, step: StepView) -> str:
+        """Return the type of what a step waits for; empty if it is not known."""
+        return type_of_signal(self.view.signals.get(step.name, {}))
+
+    def answer_command(self, step: StepView) -> str:
+        """Return the command that answers a step, as far as a page without a server knows it."""
+        schema = self.view.signals.get(step.name, {})
+        return answer_command(self.view.run_id, step.name, schema, "JOURNAL")
+
+    def answered_outputs(self, step: StepView) -> list[StepView]:
+        """Return the first steps that an answer is about, as far as they have outputs."""
+        needed = [self.view.steps[name] for name in step.depends_on if name in self.view.steps]
+        made = [each for each in needed if each.status is StepStatus.SUCCESS]
+        return [each for each in made if each.output is not None][:_MOST_ANSWERED]
 
     # A step or an item.
 

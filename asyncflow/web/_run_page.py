@@ -14,9 +14,11 @@ from starlette.responses import Response
 
 from asyncflow._core.errors import JournalError, RunNotFoundError
 from asyncflow._core.results import RunStatus
+from asyncflow._core.text import escape_controls
 from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
+from asyncflow._views.signal_form import field_of
 from asyncflow._views.waiting import is_queued
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
@@ -232,7 +234,7 @@ async def show_parts(
     sections = b",".join(
         b'"%b":["%b",%b]' % (name.encode(), part.digest.encode(), part.json)
         for name, part in parts.items()
-        if part.digest not in have
+        if f"{name}:{part.digest}" not in have  # two parts may be equally empty
     )
     rest = json.dumps({"position": position, "end": end}).encode()[1:]
     return Response(b'{"sections":{%b},%b' % (sections, rest), media_type="application/json")
@@ -258,7 +260,8 @@ def _preparation(request: Request, journal: SQLJournal, resumer: Resumer) -> Pre
         def render(view: RunView, events: Sequence[Event], notes: RunNotes) -> dict[str, Any]:
             now = context._replace(notes=notes)
             parts = sections(view, event_log(events), now, now_ms=now_of(view, record))
-            return {**parts, ACTIONS: _actions(view, record, resumer, preview, answered)}
+            actions = _actions(view, record, resumer, preview, answered, context.resume)
+            return {**parts, ACTIONS: actions}
 
         return render
 
@@ -271,6 +274,7 @@ def _actions(
     resumer: Resumer,
     preview: str,
     answered: Collection[str] = (),
+    command: str = "",
 ) -> dict[str, Any]:
     """Return the actions on a run, and a note about them, for the script of the page."""
     is_running = record.status is RunStatus.RUNNING
@@ -292,20 +296,23 @@ def _actions(
         "waiting": is_waiting,
         "queued": is_queued(record.waits_for),
         "signals": {
-            name: {"kind": "answered"} if name in answered else _field(schemas.get(name, {}))
+            name: {"kind": "answered"} if name in answered else field_of(schemas.get(name, {}))
             for name in waits
         },
+        "places": {} if view is None else {n: at for at, n in enumerate(view.steps) if n in waits},
+        "next": _next_of(record, resumer, command) if waits else "",
     }
 
 
-def _field(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a page asks for a value of a type: its kind, and what there is to choose from."""
-    if "$ref" in schema:  # an enumeration, or a class
-        schema = schema.get("$defs", {}).get(schema["$ref"].rpartition("/")[2], {})
-    if "enum" in schema:
-        return {"kind": "choice", "choices": [json.dumps(each) for each in schema["enum"]]}
-    kind = schema.get("type")
-    return {"kind": kind if kind in ("boolean", "integer", "number", "string") else "json"}
+def _next_of(record: RunRecord, resumer: Resumer, command: str) -> str:
+    """Return how a run goes on that has an answer and that no process runs."""
+    if record.status is not RunStatus.WAITING:
+        return "The run takes it."
+    if not record.pipeline:
+        return f"To continue the run: {command}"
+    service = f"A service with pipeline {record.pipeline!r} continues the run within a second"
+    how = "resume it here" if resumer.can_resume(record) else command
+    return escape_controls(f"{service}; without one, {how}.")
 
 
 def _home(request: Request) -> list[tuple[str, str]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.server
 import itertools
+import os
 import re
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
@@ -19,7 +21,7 @@ from browser.axe import violations
 from browser.live_processes import HOSTILE, Gates, Process, ServerThread
 from playwright.async_api import Locator, Page, Route, expect
 
-from asyncflow import Pipeline
+from asyncflow import Pipeline, after
 from asyncflow.journal import SQLiteJournal
 
 TOKEN = "a token that is hard to guess"
@@ -680,9 +682,15 @@ async def test_a_person_answers_what_a_run_waits_for_by_keyboard(
         await expect(forms.nth(4)).to_contain_text("This is not JSON")
         await field.fill('{"a": "b"}')
         await forms.nth(4).get_by_role("button").press("Enter")
+        await expect(page.locator("#live-answer")).to_contain_text("The first answer counts.")
+        assert await violations(page) == []
+        await page.keyboard.press("Enter")
         await expect(forms.nth(4)).to_contain_text("'a' must be of type integer, not")
         await field.fill('{"a": 1}')
         await forms.nth(4).get_by_role("button").press("Enter")
+        await page.get_by_label("Your name").fill(HOSTILE)
+        await page.get_by_label("Note").fill("as discussed")
+        await page.keyboard.press("Enter")
         await expect(forms.nth(4)).to_contain_text("Stored.")
         await expect(forms.nth(4).get_by_role("status")).to_be_focused()
         await page.reload()
@@ -692,12 +700,19 @@ async def test_a_person_answers_what_a_run_waits_for_by_keyboard(
 
         await page.get_by_label("Whole number").fill("-012345678901234567890")
         await page.keyboard.press("Enter")
+        await page.get_by_role("button", name="Back").click()  # and once more
+        await forms.nth(1).get_by_role("button").press("Enter")
+        await page.keyboard.press("Enter")
         await expect(forms.nth(1)).to_contain_text("Stored.")
+        await expect(forms.nth(1)).to_contain_text("without one, asyncflow resume waits")
         await page.get_by_label("Choice").select_option("blue")
         await forms.nth(2).get_by_role("button").press("Enter")
+        await page.keyboard.press("Enter")
         await expect(forms.nth(2)).to_contain_text("Stored.")  # until then, all buttons are off
         await page.get_by_role("textbox", name="Text", exact=True).fill("a draft")
         await forms.nth(0).get_by_role("button", name="No").press("Enter")
+        await expect(page.locator("#live-answer-text")).to_have_text("approved: No")
+        await page.keyboard.press("Enter")
         await expect(forms.nth(0)).to_contain_text("Stored.")
         await run.run()
 
@@ -706,6 +721,7 @@ async def test_a_person_answers_what_a_run_waits_for_by_keyboard(
         await expect(page.get_by_role("textbox", name="Text", exact=True)).to_have_value("a draft")
         await page.keyboard.press("Escape")
         await page.get_by_role("textbox", name="Text", exact=True).press("Enter")
+        await page.keyboard.press("Enter")
         await expect(forms).to_contain_text("Stored.")
         await run.run()
         await expect(badge(page)).to_contain_text("PASSED")
@@ -719,3 +735,82 @@ async def test_a_person_answers_what_a_run_waits_for_by_keyboard(
         "toString": "a draft",
         PICTURE: {"a": 1},
     }
+
+
+@dataclass
+class Decision:
+    ok: bool
+    price: int
+    colour: Literal["red", "blue"] = "red"
+    why: str = "no reason"
+    until: str | None = None
+
+
+async def test_a_panel_says_what_is_asked_and_has_a_field_for_each_part_of_the_answer(
+    tab: Tab, site: ServerThread
+) -> None:
+    page = tab.page
+    orders = Pipeline("decided orders")
+
+    @orders.step
+    async def draft() -> str:
+        return f"an offer {HOSTILE}"
+
+    decided = orders.signal(
+        "decided",
+        Decision,
+        depends_on=[draft],
+        deadline_ms=864e5,
+        description=lambda draft: f"Send it?\n{draft}",
+    )
+
+    @orders.step
+    async def send(decided: Decision = after(decided)) -> str:
+        return str(decided)
+
+    async with SQLiteJournal(site.folder / "runs.db") as journal:
+        run = orders.with_options(journal=journal, run_id="decides")
+        await run.run()
+        await page.goto(f"{site.url}runs/decides")
+
+        panel = page.get_by_role("region", name="Waits for an answer: decided")
+        await expect(panel).to_contain_text(f"Send it?\nan offer {HOSTILE}")
+        await expect(panel).to_contain_text("Decision, since ")
+        await expect(panel).to_contain_text(", then the step fails")
+        await expect(panel.locator("details")).to_contain_text(
+            f'Output of draft"an offer {HOSTILE}'
+        )
+        assert await violations(page) == []
+        await pictured(page, "panel")
+        await panel.get_by_label("ok").select_option("Yes")
+        await panel.get_by_label("price").fill("12345678901234567890")
+        await panel.get_by_label("colour").select_option("blue")
+        await panel.get_by_label("why").fill("it is /fine/")
+        await panel.get_by_role("button", name="Send …").click()
+        await page.get_by_label("Your name").fill("Zoë")
+        await pictured(page, "confirm")
+        await page.get_by_role("button", name="Send the answer").click()
+        await expect(panel).to_contain_text("Stored.")
+        await pictured(page, "stored")
+        await run.run()
+        await expect(badge(page)).to_contain_text("PASSED")
+        await expect(page.locator("#waiting")).to_be_empty()
+        await expect(step(page, "decided")).to_contain_text("answered by Zoë")
+        report = await journal.report("decides")
+    assert report["send"].output == str(
+        Decision(True, 12345678901234567890, "blue", "it is /fine/", None)
+    )
+
+
+async def pictured(page: Page, name: str) -> None:
+    """Keep pictures of a page for people, if a folder is named, and check that it fits."""
+    folder = os.environ.get("ASYNCFLOW_PICTURES")
+    before = page.viewport_size
+    for width in (1280, 390):
+        await page.set_viewport_size({"width": width, "height": 800})
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        for theme in ("light", "dark") if folder else ():
+            await page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+            await page.screenshot(path=f"{folder}/{name}-{width}-{theme}.png")
+    if before is not None:
+        await page.set_viewport_size(before)

@@ -187,6 +187,8 @@ def test_the_page_of_a_run_that_waits_is_written(shell: Shell) -> None:
 
     page = (shell.directory / "run.html").read_text(encoding="utf-8")
     assert "WAITING" in page
+    assert "Waits for an answer: " in page
+    assert "asyncflow signal r1 approved true --journal JOURNAL" in page
 
 
 def test_a_run_that_waits_is_cancelled_at_once(waiting: str, shell: Shell) -> None:

@@ -22,6 +22,7 @@ from asyncflow.web import app
 
 FINAL = {"cancel": False, "resume": False, "rerun": None, "note": "", "orphaned": False}
 FINAL |= {"preview": "", "waiting": False, "queued": False, "signals": {}}
+FINAL |= {"places": {}, "next": ""}
 """The actions on a run that has passed."""
 
 
@@ -86,10 +87,11 @@ async def test_a_page_receives_the_parts_that_it_does_not_have(
     await asyncio.sleep(1)  # until the step that has nothing to wait for has ended
     client = make_client(app(journal))
     page = (await client.get("/runs/r")).text
-    have = dict(each.split(":") for each in re.findall(r'data-have="(.*?) "', page)[0].split())
+    have = re.findall(r'data-have="(.*?) "', page)[0].split()
 
-    first = (await client.get(f"/parts/r?have={','.join(have.values())}")).json()
-    has_all = ",".join([*have.values(), *(digest for digest, _ in first["sections"].values())])
+    first = (await client.get(f"/parts/r?have={','.join(have)}")).json()
+    more = [f"{name}:{digest}" for name, (digest, _) in first["sections"].items()]
+    has_all = ",".join([*have, *more])
     second = (await client.get(f"/parts/r?have={has_all}")).json()
     gate.is_open.set()
     await running

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass, field
 from enum import Enum
 from importlib import metadata
 from typing import Any, Literal
@@ -20,6 +21,15 @@ WEEK_MS = 7 * 86_400_000
 class Colour(Enum):
     RED = "red"
     BLUE = "blue"
+
+
+@dataclass
+class Decision:
+    ok: bool
+    cents: int = 0
+    why: str | None = None
+    colours: list[Colour] = field(default_factory=list)
+    best: Colour = Colour.RED
 
 
 def waiting(hint: Any = bool, *, breaks: bool = False) -> Pipeline:
@@ -142,7 +152,7 @@ async def test_another_site_can_send_no_signal(make_client: Any, journal: Any) -
 
 
 @pytest.mark.parametrize(
-    ("hint", "field"),
+    ("hint", "asked"),
     [
         (bool, {"kind": "boolean"}),
         (int, {"kind": "integer"}),
@@ -159,18 +169,33 @@ async def test_another_site_can_send_no_signal(make_client: Any, journal: Any) -
         ),
         (Colour, {"kind": "choice", "choices": ['"blue"', '"red"']}),
         (dict[str, int], {"kind": "json"}),
+        (
+            Decision,
+            {
+                "kind": "object",
+                "fields": [
+                    {"name": "ok", "required": True, "kind": "boolean"},
+                    {"name": "cents", "required": False, "kind": "integer", "default": "0"},
+                    {"name": "why", "required": False, "nullable": True, "kind": "string"}
+                    | {"default": "null"},
+                    {"name": "colours", "required": False, "kind": "json", "default": "[]"},
+                    {"name": "best", "required": False, "kind": "choice"}
+                    | {"choices": ['"blue"', '"red"'], "default": '"red"'},
+                ],
+            },
+        ),
         (bool | None, {"kind": "json"}),
         (Any, {"kind": "json"}),
     ],
 )
 async def test_the_page_asks_for_a_value_of_the_type(
-    make_client: Any, journal: Any, hint: Any, field: Any
+    make_client: Any, journal: Any, hint: Any, asked: Any
 ) -> None:
     await suspended(journal, waiting(hint))
 
     offered = (await parts_of(make_client(app(journal)), "r"))["sections"]["live"]
 
-    assert offered["signals"] == {"approved": field}
+    assert offered["signals"] == {"approved": asked}
     assert (offered["waiting"], offered["cancel"], offered["note"]) == (True, True, "")
 
 

@@ -23,7 +23,17 @@
     <form method="dialog"><p><label for="live-from">What runs again</label><select id="live-from"></select></p>
     <div id="live-inputs"></div><div id="live-preview" role="status"></div><p id="live-refused" role="alert"></p>
     <button>Close</button> <button type="button" id="live-start">Rerun</button></form>`;
-  live.append(note, question, form);
+  const sure = document.createElement("dialog");
+  sure.id = "live-answer";
+  sure.setAttribute("aria-labelledby", "live-answer-title");
+  sure.innerHTML = `<h2 id="live-answer-title">Send this answer?</h2><p id="live-answer-text"></p>
+    <p>The first answer counts. It can't be changed.</p>
+    <form method="dialog"><p><label for="live-by">Your name</label><input id="live-by" type="text" maxlength="200" autocomplete="name"></p>
+    <p><label for="live-words">Note</label><input id="live-words" type="text" maxlength="10000" autocomplete="off"></p>
+    <p class="dim">Both are stored and shown with the answer, as they are.</p>
+    <button type="button" id="live-back">Back</button> <button id="live-send">Send the answer</button></form>`;
+  live.append(note, question, form, sure);
+  let deliver = null; // sends the answer that was confirmed
   const signals = new Map(); // the form of each step that waits
   const from = document.getElementById("live-from"), start = document.getElementById("live-start");
   const fields = document.getElementById("live-inputs"), refusal = document.getElementById("live-refused");
@@ -58,7 +68,7 @@
   // Without a connection the page may show a run that is no longer like that.
   function enable() {
     const isOff = isActing || !["live", "orphaned", "waiting", "ended"].includes(live.dataset.state);
-    for (const button of [...Object.values(buttons), yes, start, ...live.querySelectorAll(".signal button")]) button.disabled = isOff;
+    for (const button of [...Object.values(buttons), yes, start, ...document.querySelectorAll(".signal button"), document.getElementById("live-send")]) button.disabled = isOff;
   }
 
   function offer(now) {
@@ -78,8 +88,9 @@
       // A form that is there stays, because someone may be writing in it, until an answer has come from elsewhere.
       if (old && (field.kind !== "answered" || old.dataset.kind === "answered")) continue;
       const asks = signalForm(name, field), hadFocus = old?.contains(document.activeElement);
-      if (old) old.replaceWith(asks); else live.append(asks);
+      if (old) old.replaceWith(asks);
       signals.set(name, asks);
+      place();
       if (hadFocus) asks.querySelector("[role=status]").focus();
     }
   }
@@ -132,7 +143,7 @@
   }
 
   async function parts() {
-    const where = `${partsUrl}&after=${after}&have=${[...have.values()].join(",")}`, headers = { accept: "application/json" };
+    const where = `${partsUrl}&after=${after}&have=${[...have].map((each) => each.join(":")).join(",")}`, headers = { accept: "application/json" };
     let answer = null;
     try {
       answer = await fetch(where, { cache: "no-store", headers, signal: AbortSignal.timeout(ANSWER_MS) });
@@ -176,7 +187,8 @@
     if (actions) { have.set("live", actions[0]); offer(actions[1]); }
     for (const [id, [digest]] of Object.entries(parts)) have.set(id, digest);
     const fresh = Object.fromEntries(Object.entries(parts).map(([id, [, html]]) => [id, html]));
-    if (Object.keys(fresh).length) window.asyncflow.update(fresh);
+    const focus = document.activeElement?.closest(".signal") && document.activeElement;
+    if (Object.keys(fresh).length) window.asyncflow.update(fresh).then(() => { place(); focus?.focus({ preventScroll: true }); });
     if (end === "ended") {
       const wasEnded = live.dataset.state === "ended";
       close();
@@ -293,56 +305,128 @@
     enable();
   }
 
+  const LABELS = { boolean: "Answer", choice: "Choice", integer: "Whole number", number: "Number", string: "Text", json: "JSON" };
+  const YES_NO = [["true", "Yes"], ["false", "No"]];
+
+  // The control of a value, and `jsonOf` reads it: a number of a script has 53 bits, so what was written is sent.
+  function control({ kind, choices, required = true, default: first }) {
+    const tag = { boolean: "select", choice: "select", json: "textarea" }[kind] || "input";
+    const field = element(tag, "", {});
+    field.dataset.kind = kind;
+    if (tag === "input") field.type = "text";
+    if (["integer", "number"].includes(kind)) Object.assign(field, { type: "number", step: kind === "integer" ? "1" : "any", required });
+    if (kind === "json" && required) field.required = true;
+    const known = kind === "boolean" ? YES_NO : (choices || []).map((value) => [value, value.startsWith('"') ? JSON.parse(value) : value]);
+    if (tag === "select") {
+      if (kind === "boolean" || !required) field.append(element("option", "", { value: "" }));
+      field.append(...known.map(([value, text]) => element("option", text, { value })));
+      field.required = required;
+    }
+    if (first !== undefined && first !== "null") field.value = kind === "string" ? JSON.parse(first) : first;
+    return field;
+  }
+
+  function jsonOf(field) {
+    const text = field.value;
+    if (field.dataset.kind === "json") JSON.parse(text);
+    const written = { string: JSON.stringify, number: (number) => String(Number(number)), integer: (number) => number.replace(/^(-?)0+(?=\d)/, "$1") }[field.dataset.kind];
+    return written ? written(text) : text;
+  }
+
   // A form of its own for each type; `field` says which.
-  function signalForm(name, { kind, choices }) {
+  function signalForm(name, field) {
+    const { kind, fields } = field;
     const asks = element("form", "", { className: "signal" }), group = element("fieldset", ""), answer = element("p", "", { tabIndex: -1 });
     answer.setAttribute("role", "status");
     group.append(element("legend", name));
+    let read = (event) => [event.submitter.value, event.submitter.textContent];
     if (kind === "answered") {
-      answer.textContent = "It has an answer. The run continues once a process takes it up.";
+      answer.textContent = `It has an answer. ${can.next}`;
     } else if (kind === "boolean") {
       group.append(element("button", "Yes", { value: "true" }), " ", element("button", "No", { value: "false" }));
+    } else if (kind === "object") {
+      const controls = fields.map((each) => {
+        const one = control(each), row = element("p", "", { className: "field" }), label = element("label", "");
+        label.append(element("span", each.name), one);
+        if (each.help) label.append(element("span", each.help, { className: "dim" }));
+        row.append(label);
+        group.append(row);
+        return [each, one];
+      });
+      group.append(element("button", "Send …"));
+      read = () => {
+        const parts = [];
+        for (const [{ name: key, required, nullable }, one] of controls) {
+          const isEmpty = one.value === "" && (one.dataset.kind !== "string" || nullable || !required);
+          if (isEmpty && !required) continue;
+          parts.push(`${JSON.stringify(key)}: ${isEmpty && nullable ? "null" : jsonOf(one)}`);
+        }
+        const json = `{${parts.join(", ")}}`;
+        return [json, json];
+      };
     } else {
-      const field = element({ choice: "select", json: "textarea" }[kind] || "input", "", {});
-      if (["integer", "number"].includes(kind)) Object.assign(field, { type: "number", step: kind === "integer" ? "1" : "any", required: true });
-      if (choices) field.append(...choices.map((value) => element("option", value.startsWith('"') ? JSON.parse(value) : value, { value })));
-      const label = { choice: "Choice", integer: "Whole number", number: "Number", string: "Text" }[kind] || "JSON";
-      const labelled = element("label", `${label} `);
-      labelled.append(field);
-      group.append(labelled, " ", element("button", "Send"));
+      const one = control(field), labelled = element("label", `${LABELS[kind]} `);
+      if (kind === "json") one.required = false;
+      labelled.append(one);
+      group.append(labelled, " ", element("button", "Send …"));
+      read = () => [jsonOf(one), one.selectedOptions?.[0].textContent ?? one.value];
     }
     asks.dataset.kind = kind;
     asks.append(group, answer);
     asks.addEventListener("keydown", (event) => event.stopPropagation());
     asks.addEventListener("submit", (event) => {
       event.preventDefault();
-      const field = group.querySelector("input, select, textarea"), text = field ? field.value : event.submitter.value;
-      const written = { string: JSON.stringify, number: (number) => String(Number(number)), integer: (number) => number.replace(/^(-?)0+(?=\d)/, "$1") }[kind];
-      send(name, written ? written(text) : text, answer);
+      try {
+        confirmed(name, ...read(event), answer);
+      } catch (error) {
+        answer.textContent = `This is not JSON: ${error.message}`;
+      }
     });
     return asks;
   }
 
-  // The value is sent as it was written: a number of a script has 53 bits.
+  // The first answer counts, so a person sees it once more.
+  function confirmed(name, json, shown, answer) {
+    const text = document.getElementById("live-answer-text");
+    text.replaceChildren(element("b", name), ": ", element("span", shown));
+    deliver = () => { send(name, json, answer); };
+    sure.showModal();
+    document.getElementById("live-send").focus();
+  }
+
   async function send(name, json, answer) {
     answer.focus(); // a button that is off would lose it to the page
     isActing = true;
     enable();
+    const by = document.getElementById("live-by").value.trim(), words = document.getElementById("live-words");
+    const sender = `, "sent_by": ${JSON.stringify(by || null)}, "note": ${JSON.stringify(words.value)}`;
     try {
-      JSON.parse(json);
-      const sent = await post(live.dataset.signalUrl, `{"name": ${JSON.stringify(name)}, "value": ${json}}`);
+      const sent = await post(live.dataset.signalUrl, `{"name": ${JSON.stringify(name)}, "value": ${json}${sender}}`);
       if (sent.status === 401) { location.reload(); return; }
       const data = await sent.json();
-      const next = data.continues ? "The run continues." : "A service that has its pipeline continues the run, and so does asyncflow resume.";
-      answer.textContent = sent.ok ? `Stored. ${next}` : `${data.error}: ${data.detail}`;
-      if (sent.ok) answer.parentNode.dataset.kind = "answered";
-    } catch (error) {
-      answer.textContent = error instanceof SyntaxError ? `This is not JSON: ${error.message}` : "The server does not answer. The value may not have arrived.";
+      answer.textContent = sent.ok ? `Stored. ${data.continues ? "The run goes on." : can.next}` : `${data.error}: ${data.detail}`;
+      if (sent.ok) { answer.parentNode.dataset.kind = "answered"; words.value = ""; }
+    } catch {
+      answer.textContent = "The server does not answer. The value may not have arrived.";
     }
     isActing = false;
     enable();
   }
 
+  // The panel of a step that waits has a place for its form, and an update of the panel makes another one.
+  function place() {
+    for (const [name, asks] of signals) {
+      const slot = document.querySelector(`#waiting [data-signal="${can.places?.[name]}"]`) ?? live;
+      if (asks.parentNode === slot && asks.isConnected) continue;
+      const focus = asks.contains(document.activeElement) ? document.activeElement : null;
+      slot.append(asks);
+      focus?.focus({ preventScroll: true });
+    }
+  }
+
+  sure.addEventListener("keydown", (event) => event.stopPropagation());
+  sure.querySelector("form").addEventListener("submit", (event) => { event.preventDefault(); sure.close(); deliver(); });
+  document.getElementById("live-back").addEventListener("click", () => sure.close());
   buttons.rerun.addEventListener("click", () => { fill(); planned.replaceChildren(); form.showModal(); preview(); });
   from.addEventListener("change", preview);
   fields.addEventListener("input", previewSoon);
