@@ -233,16 +233,23 @@ class GraphDrawing(NamedTuple):
     curves: tuple[Curve, ...]
 
 
-def draw_graph(dependencies: Mapping[str, Sequence[str]]) -> GraphDrawing:
-    """Draw the steps, given each with its dependencies, in topological order."""
-    return _draw(tuple((name, tuple(needs)) for name, needs in dependencies.items()))
+def draw_graph(
+    dependencies: Mapping[str, Sequence[str]], labels: Mapping[str, str] | None = None
+) -> GraphDrawing:
+    """Draw the steps, given each with its dependencies, in topological order.
+
+    ``labels`` are the texts of boxes that have another one than their name.
+    """
+    texts = labels or {}
+    pipeline = [(name, tuple(needs), texts.get(name, name)) for name, needs in dependencies.items()]
+    return _draw(tuple(pipeline))
 
 
 @lru_cache(maxsize=16)  # as for the layout
-def _draw(pipeline: tuple[tuple[str, tuple[str, ...]], ...]) -> GraphDrawing:
-    names = [wrapped(name) for name, _ in pipeline]
+def _draw(pipeline: tuple[tuple[str, tuple[str, ...], str], ...]) -> GraphDrawing:
+    names = [wrapped(text) for _, _, text in pipeline]
     tallest = max(map(_label_height, names), default=0.0)
-    found = layout(dict(pipeline))
+    found = layout({name: needs for name, needs, _ in pipeline})
 
     def across(layer: int) -> float:
         return MARGIN + layer * (BOX_WIDTH + GAP_ACROSS)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from asyncflow._core.results import RunStatus
 from asyncflow._views.axis import ticks
-from asyncflow._views.dag import draw_graph
 from asyncflow._views.run_view import RunView
 from asyncflow.events import StepLogged
 from asyncflow.html_report._event_log import EventLog
@@ -138,14 +137,16 @@ def _source(text: str) -> str:
 
 def _given(model: PageModel, log: EventLog) -> Mapping[str, Any]:
     view = model.view
+    nodes = model.nodes() if model.is_drawn else []
     return {
         "model": model,
+        "nodes": nodes,
         "view": view,
         "now_ms": model.now_ms,
         "ticks": ticks(model.timeline.span_ms, model.timeline.span_ms / 8),
         "strip": model.strip,
         "breaks": model.breaks,
-        "graph": draw_graph(view.edges) if model.is_drawn else None,
+        "graph": model.draw(nodes) if model.is_drawn else None,
         "names": list(view.steps),
         "log": log,
         "is_long": len(log.events) > MOST_EVENTS_WHOLE,

@@ -32,6 +32,7 @@ from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.slowness import Slower, is_comparable, is_slower
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration, escape_controls
+from asyncflow._views.dag import GraphDrawing, draw_graph
 from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import items_with_values
 from asyncflow._views.next_command import answer_command
@@ -160,6 +161,14 @@ class PageContext(NamedTuple):
 
 
 NO_CONTEXT = PageContext()
+
+
+class GraphNode(NamedTuple):
+    """A box of the graph."""
+
+    steps: tuple[StepView, ...]
+    start: str = ""
+    """The beginning of the names of its steps, if it stands for several."""
 
 
 class Fold(NamedTuple):
@@ -554,48 +563,90 @@ class PageModel:
             has_settled = all(step.status in _QUIET for step in steps)
             is_open = not (self.is_large and has_settled and len(steps) > _MOST_OPEN)
             folds = self._folds(number, steps)
-            yield TierRows(number, band, len(steps), folds, self._looks(steps), is_open)
+            yield TierRows(number, band, len(steps), folds, self.looks(steps), is_open)
 
-    def _looks(self, steps: Sequence[StepView]) -> list[tuple[Look, int]]:
+    def looks(self, steps: Sequence[StepView]) -> list[tuple[Look, int]]:
         tally = Counter(step.status for step in steps)
         waiting = sum([step.waiting_since is not None for step in steps])
         return counted_looks(tally, waiting, has_died=self.context.is_orphaned)
 
-    def _folds(self, tier: int, steps: Sequence[StepView]) -> list[Fold]:
-        """Return the rows of a tier: of a large run those that need attention first, and many whose
-        names begin alike in a fold.
+    @property
+    def _has_folds(self) -> bool:
+        return self.is_large and not (self.view.is_running and not self.context.is_orphaned)
 
-        While the run goes on, rows keep their places.
+    def _alike(self, steps: Sequence[StepView]) -> dict[tuple[str, StepStatus], list[StepView]]:
+        """Return the steps of a tier of a large run that ended alike, with nothing to look at, and
+        whose names begin alike, by how these begin and how they ended.
+
+        While the run goes on there are none, so that all steps keep their places.
         """
-        goes_on = self.view.is_running and not self.context.is_orphaned
-        if goes_on or not self.is_large:
-            return [Fold(tuple(map(self.row, steps)))]
-        alike: defaultdict[str, list[StepView]] = defaultdict(list)
-        first: dict[str, str] = {}
-        for step in steps:
+        alike: defaultdict[tuple[str, StepStatus], list[StepView]] = defaultdict(list)
+        for step in steps if self._has_folds else ():
             start = _start_of(step.name)
-            first.setdefault(start, step.name)
             if start and step.status in _QUIET:
-                alike[start].append(step)
-        folded = {
-            start: same for start, same in alike.items() if _FEWEST_FOLDED <= len(same) < len(steps)
+                alike[start, step.status].append(step)
+        return {key: same for key, same in alike.items() if len(same) >= _FEWEST_FOLDED}
+
+    def nodes(self) -> list[GraphNode]:
+        """Return the boxes of the graph, in topological order; steps that are alike share one."""
+        nodes = []
+        for names in self.view.tiers:
+            steps = [self.view.steps[name] for name in names]
+            alike = self._alike(steps)
+            for step in steps:
+                start = _start_of(step.name)
+                same = alike.get((start, step.status))
+                if same is None:
+                    nodes.append(GraphNode((step,)))
+                elif same[0] is step:
+                    nodes.append(GraphNode(tuple(same), name_text(start)))
+        return nodes
+
+    def draw(self, nodes: Sequence[GraphNode]) -> GraphDrawing:
+        """Draw the graph of these boxes. Each is known by its first step."""
+        box_of = {step.name: node.steps[0].name for node in nodes for step in node.steps}
+        edges = {
+            node.steps[0].name: tuple(
+                dict.fromkeys(
+                    box_of[needed]
+                    for step in node.steps
+                    for needed in step.depends_on
+                    if needed in box_of
+                )
+            )
+            for node in nodes
         }
-        alone = [
-            step
-            for step in sorted(steps, key=_urgency)
-            if step.status not in _QUIET or _start_of(step.name) not in folded
-        ]
+        labels = {node.steps[0].name: f"{node.start}…" for node in nodes if node.start}
+        return draw_graph(edges, labels)
+
+    def is_critical_node(self, node: GraphNode) -> bool:
+        return any(self.is_critical(step.name) for step in node.steps)
+
+    def is_critical_between(self, first: GraphNode, last: GraphNode) -> bool:
+        return any(
+            self.is_critical_edge(needed, step.name)
+            for step in last.steps
+            if self.is_critical(step.name)
+            for needed in {each.name for each in first.steps}.intersection(step.depends_on)
+        )
+
+    def _folds(self, tier: int, steps: Sequence[StepView]) -> list[Fold]:
+        """Return the rows of a tier: first those of no fold, of which the urgent ones are first."""
+        if not self._has_folds:
+            return [Fold(tuple(map(self.row, steps)))]
+        alike = {key: same for key, same in self._alike(steps).items() if len(same) < len(steps)}
+        alone = [step for step in steps if (_start_of(step.name), step.status) not in alike]
         return [
-            Fold(tuple(map(self.row, alone))),
+            Fold(tuple(map(self.row, sorted(alone, key=_urgency)))),
             *(
                 Fold(
                     tuple(map(self.row, same)),
                     name_text(start),
-                    f"{tier + 1}.{self.numbers[first[start]]}",
+                    f"{tier + 1}.{self.numbers[same[0].name]}",
                     self.timeline.band(tier, same, self.now_ms),
-                    self._looks(same),
+                    self.looks(same),
                 )
-                for start, same in folded.items()
+                for (start, _), same in alike.items()
             ),
         ]
 

@@ -967,7 +967,11 @@ async def test_what_failed_of_300_steps_is_in_view_first(opened: Open) -> None:
       return line.top >= box.top && line.bottom <= box.bottom; }"""
     assert await line.evaluate(in_view)
     assert "step_…" in await page.locator(".fold summary").inner_text()
+    assert await page.locator(".node").count() == 11 + 2
     await page.evaluate("asyncflow.choose(205)")
+    assert await page.locator(".node.chosen").get_attribute("data-i") == "200"
+    assert await page.locator(".node.upstream").count() == 8
+    assert await page.locator(".edge.beside").count() == 11
     assert await page.locator(".fold[open]").count() == 1
     assert await page.locator('.line.step[data-i="205"]').evaluate(in_view)
 

@@ -251,6 +251,20 @@ def test_in_a_large_run_names_that_begin_alike_fold_and_what_failed_comes_first(
     assert (first.is_open, second.is_open) == (False, True)
 
 
+def test_in_the_graph_of_a_large_run_names_that_begin_alike_share_a_box() -> None:
+    model = model_of(branches())
+
+    nodes = model.nodes()
+    graph = model.draw(nodes)
+
+    assert [(node.start, len(node.steps)) for node in nodes] == [
+        ("extract_", 100), ("load_", 99), ("", 1), ("", 1), ("", 1)
+    ]  # fmt: skip
+    assert [box.lines for box in graph.boxes][:2] == [("extract_…",), ("load_…",)]
+    assert {(curve.first, curve.last) for curve in graph.curves} == {(0, at) for at in range(1, 5)}
+    assert len(model_of(branches(has_ended=False)).nodes()) == 202
+
+
 def test_the_rows_of_a_large_run_keep_their_places_while_it_goes_on() -> None:
     _, second = model_of(branches(has_ended=False)).rows()
 

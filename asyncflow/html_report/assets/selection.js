@@ -43,6 +43,8 @@ const readAddress = (said) => {
   // An attempt is segment.number, or its number in the first one.
   return [number, /^[1-9]\d*(\.[1-9]\d*)?$/.test(of ?? "") ? of : null, /^\d{1,9}$/.test(at ?? "") ? at : null];
 };
+// The steps of a box of the graph, which may stand for several.
+const membersOf = (node) => node.dataset.members?.trim().split(" ") ?? [node.dataset.i];
 const isChosen = (row) => row.dataset.i === chosen && (attempt === null || row.dataset.a === attempt) && (item === null || row.dataset.item === item);
 // Marks what is drawn of the selected step, and of those before and after it.
 const mark = () => {
@@ -50,16 +52,17 @@ const mark = () => {
   for (const each of all("[aria-current]")) each.removeAttribute("aria-current");
   if (chosen === null) return;
   const is = `[data-i="${chosen}"]`, before = reach(chosen, needs), after = reach(chosen, neededBy);
-  for (const each of all(`.line.step${is}, .node${is}, #steps-table tr${is}`)) each.classList.add("chosen");
+  for (const each of all(`.line.step${is}, .node:is(${is}, [data-members~="${chosen}"]), #steps-table tr${is}`)) each.classList.add("chosen");
   for (const each of all("#events-table tr")) if (isChosen(each)) each.classList.add("chosen");
   for (const each of all(`.line.step${is} > a, #steps-table tr${is} th a, .node${is}`)) each.setAttribute("aria-current", "true");
   for (const [side, those] of [["upstream", before], ["downstream", after]]) {
-    for (const each of all(".line.step, .node, #steps-table tr")) each.classList.toggle(side, those.has(each.dataset.i));
+    for (const each of all(".line.step, .node, #steps-table tr")) each.classList.toggle(side, membersOf(each).some((one) => those.has(one)));
     those.add(chosen);
   }
+  const several = new Map(all(".node[data-members]").map((node) => [node.dataset.i, membersOf(node)])), of = (number) => several.get(number) ?? [number];
   for (const { dataset: { f, t }, classList } of all(".edge")) {
-    const isDirect = f === chosen || t === chosen || !classList.contains("bundled");
-    classList.toggle("beside", isDirect && [before, after].some((those) => those.has(f) && those.has(t)));
+    const isDirect = of(f).includes(chosen) || of(t).includes(chosen) || !classList.contains("bundled");
+    classList.toggle("beside", isDirect && [before, after].some((those) => [f, t].every((end) => of(end).some((one) => those.has(one)))));
   }
   $(`s${chosen}`)?.classList.add("selected");
   if (attempt !== null) {
@@ -94,7 +97,7 @@ const reveal = () => {
   into($("gantt-scroll"), line);
   into($("steps").firstElementChild, document.querySelector(`#steps-table tr[data-i="${chosen}"]`));
   into($("events").firstElementChild, document.querySelector("#events-table tr.chosen"));
-  const found = into($("dag-scroll"), document.querySelector(`.node[data-i="${chosen}"]`));
+  const found = into($("dag-scroll"), document.querySelector(`.node:is([data-i="${chosen}"], [data-members~="${chosen}"])`));
   if (found) {
     const [outer, inner] = found;
     if (inner.left < outer.left) $("dag-scroll").scrollLeft += inner.left - outer.left - 40;

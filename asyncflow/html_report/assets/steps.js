@@ -23,7 +23,7 @@ const filterSteps = (again = false) => {
   }
   layBlocks();
   for (const tier of all(".tier, .fold")) tier.hidden = filtering && !tier.querySelector(":is(.line.step, .block):not([hidden])");
-  for (const node of all(".node")) node.classList.toggle("faint", !fits(node.dataset.i));
+  for (const node of all(".node")) node.classList.toggle("faint", !membersOf(node).some(fits));
   const failed = only.has("failed") ? shown.reduce((sum, each) => sum + +(elementOf(each).dataset.failed ?? 0), 0) : 0;
   const items = failed ? `, ${failed.toLocaleString("en")} failed ${failed === 1 ? "item" : "items"}` : "";
   $("found").textContent = filtering ? `${shown.length} of ${names.length}${items}` : "";
