@@ -53,8 +53,9 @@ _EVERY_S = 0.4
 _LEASE_S = 1.0
 _AWAY_S = 2.0
 """How long a process stands still, or the database is locked: longer than a lease."""
-_STARVED_S = 5.0
-"""After this time without a slot a process starves. It includes a lease, and a busy machine."""
+_STARVED_S = 8.0
+"""After this time without a slot a process starves. It includes a lease, the turns of all others, a
+pause, and a busy machine."""
 _LATE_S = 0.5
 """How much later a call may begin than it got its slots: its start is stored before."""
 _WINDOW_S = 2.0
