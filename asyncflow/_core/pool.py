@@ -383,7 +383,8 @@ class Pool:
         A longer pause that has begun already continues, and none is longer than ``max_pause_ms``.
         In an event loop with a virtual clock, it counts by that clock, and only there. Called where
         no event loop runs, it counts everywhere; in a virtual loop that uses the pool only later,
-        from then on.
+        from then on. Other processes that share the pool are paused a moment later; if no run here
+        uses the pool, when the next one does.
 
         Raises:
             TypeError: ``ms`` is not a number.

@@ -330,6 +330,8 @@ class PoolShare:
             return -math.inf if self.failing_since_s is None else soon_s
         if not demand.is_any:
             return math.inf if row is None else soon_s
+        if demand.waiting and self.now_s() < self.paused_until_s:  # nothing starts before
+            return max(soon_s, min(self.paused_until_s, self._tried_s + min(_SPARE_S, lease_s / 3)))
         if row is None or demand.waiting or row.numbers != self._numbers():
             return soon_s
         if demand.in_use >= row.granted > 0:

@@ -25,7 +25,7 @@ from asyncflow._core.errors import JournalError
 from asyncflow._core.pool import Clock, Pool
 from asyncflow._core.pool_shares import TICK_S, Negotiated, PoolNumbers, PoolShare, ShareRow
 from asyncflow._core.text import describe_error
-from asyncflow.journal._event_codec import column_of
+from asyncflow.journal._event_codec import column_of, from_column
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._sql import Cursor, Database, changing
 
@@ -210,7 +210,7 @@ class Shares:
             self._execute(cursor, _LOCK, pool)
             row = cursor.fetchone()
         now, left_s, paused_by = row
-        return float(now), float(left_s), str(paused_by)
+        return float(now), float(left_s), from_column(str(paused_by))
 
     def _live_rows(self, cursor: Cursor, member: _ShareEntry) -> list[ShareRow]:
         """Return the rows that count, and delete the others."""

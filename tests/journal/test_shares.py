@@ -541,6 +541,21 @@ def test_a_pause_reaches_the_others_a_tick_later_and_those_that_come_before_they
     assert one.transactions - told[0] < 40
 
 
+def test_while_the_pool_is_paused_who_waits_asks_once_a_second(world: World) -> None:
+    one = world.process()
+    one.join(1)
+    world.run(1)
+    one.pool._pause(one.clock, world.now + 60.05, "ask")
+    one.join(20)
+    world.run(1)
+    transactions = one.transactions
+
+    world.run(59)
+    assert one.transactions - transactions == pytest.approx(59, abs=2)
+    world.run(0.1)
+    assert one.stats == (8, 8, 13)
+
+
 def test_a_pause_is_told_by_a_process_that_has_no_attempt_left(world: World) -> None:
     one, other = world.process(), world.process()
     one.join(1)
