@@ -18,6 +18,9 @@ Rules:
 5. One lock. Other threads release slots, and so does the garbage collector when it ends a
    coroutine: at any line of this code, also in the thread that holds the lock. So what is released
    is queued first, and the thread that moves the line takes back what is queued.
+6. Attempts take slots up to a limit. It is the size, or what this process has of a pool that others
+   share (`asyncflow._core.pool_shares`), as long as its lease holds. By a virtual clock, it is
+   the size.
 """
 
 from __future__ import annotations
