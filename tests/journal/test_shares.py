@@ -688,7 +688,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(steps, st.integers(1, 6))
 def test_whatever_processes_do_no_more_run_than_the_pool_has(
     tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[int, str]], size: int
