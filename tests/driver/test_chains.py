@@ -500,11 +500,8 @@ async def test_a_share_is_of_the_items_that_the_step_was_given(schedule, fail_fa
     _, steps = halved(0.2, keep_outputs=keep_outputs)
     report = await run_pipeline(steps, fail_fast, schedule=schedule)
     assert report["m"].status is SUCCESS
-    assert (
-        str(report)
-        .splitlines()[3]
-        .endswith("ms): 2 of 10 items failed, tolerated (ValueError x 2)")
-    )
+    line = str(report).splitlines()[3]
+    assert line.endswith("ms): 2 of 10 items failed, tolerated (ValueError x 2)")
 
     _, steps = halved(0.19, keep_outputs=keep_outputs)
     report = await run_pipeline(steps, fail_fast, schedule=schedule)
