@@ -45,11 +45,6 @@ def first_failure(steps: Iterable[Step]) -> Step | None:
     return None if first is None or first.status is not StepStatus.FAILED else first
 
 
-def fail_fast_reason(step: str) -> str:
-    """Return why a run stops that fails fast, by the step that failed."""
-    return f"step {step!r} failed and fail_fast is on"
-
-
 def _ended_ms(step: StepView | StepResult) -> float:
     """Return when a step ended; 0 for a result of a step that failed before its first attempt."""
     if isinstance(step, StepView):

@@ -369,6 +369,11 @@ def run_facts(of: object) -> dict[str, Any]:
     return {name: getattr(of, name) for name in RUN_FACTS}
 
 
+def fail_fast_reason(step: str) -> str:
+    """Return why a run stops that fails fast, by the step that failed."""
+    return f"step {step!r} failed and fail_fast is on"
+
+
 def blocks_dependents(status: StepStatus, by_condition: bool) -> bool:
     """Whether steps that depend on one with this status can't run."""
     if status is StepStatus.SKIPPED:

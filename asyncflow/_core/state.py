@@ -38,7 +38,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from asyncflow import events
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
-from asyncflow._core.failures import fail_fast_reason
 from asyncflow._core.graph import Plan
 from asyncflow._core.history import History, of_plain
 from asyncflow._core.record import replace
@@ -50,6 +49,7 @@ from asyncflow._core.results import (
     Segment,
     StepResult,
     StepStatus,
+    fail_fast_reason,
     run_facts,
 )
 from asyncflow._core.scheduler import (

@@ -15,7 +15,6 @@ from urllib.parse import quote
 from asyncflow._core.failures import (
     ItemErrors,
     error_counts,
-    fail_fast_reason,
     failed_items,
     final_errors,
     item_errors,
@@ -26,6 +25,7 @@ from asyncflow._core.remarks import nth_of, remarks_of, waited_text
 from asyncflow._core.results import (
     RunStatus,
     StepStatus,
+    fail_fast_reason,
     visible_output,
 )
 from asyncflow._core.run_attributes import attributes_text
