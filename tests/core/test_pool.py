@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._core.pool import Clock, Pool, PoolTicket
+from asyncflow import Pool
+from asyncflow._core.pool import Clock, PoolTicket
 
 EXACT = 1e-9
 
