@@ -474,7 +474,10 @@ class Permits(Policy):
 
     def _hand_over(self, held: PoolTicket | Permit, pool: Pool | None) -> bool:
         """Give a slot to the node that joins next, if no other run can have a claim to it."""
-        if type(held) is not PoolTicket or self._has_priorities:
+        ticket = _ticket_of(held)
+        if ticket is None or ticket.key is not None or self._has_priorities:
+            return False
+        if isinstance(held, Permit) and held.worker is not None:
             return False
         node = next(iter(self._joining))
         step = self._steps[node]
@@ -483,14 +486,16 @@ class Permits(Policy):
             or step.needs_worker
             or step.measures
             or step.pool_key is not None
-            or step.needs[0] != held.slots
+            or step.needs[0] != ticket.slots
         ):
             return False
-        if not held.renew():
+        if not ticket.renew():
             return False
+        if isinstance(held, Permit):
+            held.end_wait()
         del self._joining[node]
         self._ages.pop(node, None)
-        self._held[node] = held
+        self._held[node] = ticket
         return True
 
     def on_over(self, node: int) -> None:
