@@ -313,8 +313,8 @@ class SharedPools:
     def _lines(self) -> Iterator[_Line]:
         with suppress(FileNotFoundError), (self._folder / "lines").open() as lines:
             for line in lines:
-                what, pid, call, *numbers, at_s = line.split()
-                yield _Line(what, int(pid), call, *map(int, numbers), float(at_s))
+                what, pid, call, slots, share, in_use, at_s = line.split()
+                yield _Line(what, int(pid), call, int(slots), int(share), int(in_use), float(at_s))
 
     def _check(self) -> Seen:
         ledger = _Ledger(self._size, self._per_second)
