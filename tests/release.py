@@ -37,6 +37,8 @@ NOT_YET = r"in a checkout, today|(?:once|[Uu]ntil) {version} is released"
 """What pages say of a version before its release."""
 PAGES = ("README.md", "docs/index.md", "docs/getting-started.md")
 """The pages that say how to install."""
+UNSEEN = "### Changed while it was developed"
+"""The heading of what users of a release have never seen otherwise."""
 NOWHERE = "https://example.com/owner/repository"
 """The address that a rehearsal has, in a domain that is reserved for examples."""
 
@@ -81,11 +83,12 @@ def says_not_yet(page: str, version: str) -> bool:
 
 
 def notes(root: Path, version: str, repository: str) -> str:
-    """Return what the changelog says of a version, with links that lead to the tag's files."""
+    """Return what the changelog says of a version to its users, with links to the tag's files."""
     changelog = root.joinpath("CHANGELOG.md").read_text("utf-8")
     _, _, rest = changelog.partition(f"\n## [{version}] - ")
     _, _, rest = rest.partition("\n")
-    return published(rest.partition("\n## [")[0].strip() + "\n", repository, f"v{version}")
+    own = rest.partition("\n## [")[0].partition(f"\n{UNSEEN}\n")[0]
+    return published(own.strip() + "\n", repository, f"v{version}")
 
 
 def release(root: Path, tag: str, repository: str, *make: str) -> None:

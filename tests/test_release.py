@@ -12,6 +12,7 @@ from asyncflow import __version__
 from tests.release import (
     NOWHERE,
     PAGES,
+    UNSEEN,
     missing,
     notes,
     pretend_that_nothing_is_missing,
@@ -75,3 +76,5 @@ def test_the_notes_of_a_release_lead_to_the_files_of_its_tag(copy: Path) -> None
     assert [path for path in paths if not ROOT.joinpath(path).exists()] == []
     assert not re.search(r"^## ", text, re.MULTILINE)
     assert "Unreleased" not in text
+    assert UNSEEN not in text
+    assert len(text.splitlines()) <= 150  # as many as a person reads
