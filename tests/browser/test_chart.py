@@ -258,7 +258,8 @@ async def test_chips_show_only_failed_retried_or_slow_steps(opened: Open, page_h
 
     await page.get_by_role("button", name="failed", exact=True).click()
     assert await names() == {"train", "fetch"}
-    assert await page.locator("#found").inner_text() == f"2 of {len(NUMBERS)}"
+    found = await page.locator("#found").inner_text()
+    assert found == f"2 of {len(NUMBERS)}, 6 failed items"
     await page.get_by_role("button", name="retried").click()
     assert await names() == {"train", "fetch", "extract_table_3"}
     await page.get_by_role("button", name="failed", exact=True).click()
@@ -358,7 +359,7 @@ async def test_an_item_can_be_linked_and_shows_its_attempts(opened: Open, page_h
         " <= document.querySelector('#panel').getBoundingClientRect().bottom"
     )
 
-    await page.locator(".groups a", has_text="[66]").click()
+    await page.locator("#details .groups a", has_text="[66]").click()
     assert "step=fetch&item=66" in page.url
     assert "fetch[66]: failed" in await card.inner_text()
     await page.go_back()
