@@ -121,10 +121,15 @@ async def draft(order: str) -> str:
     return f"offer for {order}"
 
 
+def terms(draft: str, order: str) -> str:
+    return f"Is this right for {order}: {draft}?"
+
+
 approved = orders.signal(
     "approved",
     Approval,
     depends_on=[draft],
+    description=terms,
     deadline_ms=NO_LIMIT_MS,
     default=Approval(False),
 )
@@ -177,7 +182,8 @@ async def fill(journal: SQLiteJournal) -> None:
     await agent.with_options(journal=journal, run_id="agent-failed").run(question="why?")
     for run_id in ("waiting", "answered"):
         await orders.with_options(journal=journal, run_id=run_id).run(order=run_id)
-    await journal.signal("answered", "approved", Approval(True, 100))
+    answer = {"sent_by": "alice", "note": "as we said by phone"}
+    await journal.signal("answered", "approved", Approval(True, 100), **answer)
     await rates.with_options(journal=journal, run_id="cached").run(currency="CHF")
     await outer.with_options(journal=journal, run_id="outer").run()
     cancelled = agent.with_options(journal=journal, run_id="cancelled")
@@ -226,9 +232,8 @@ def same_everywhere() -> Iterator[None]:
     with ExitStack() as replaced:
         replaced.enter_context(patch("time.time", NOON.timestamp))
         replaced.enter_context(patch("os.getpid", lambda: 4711))
-        replaced.enter_context(
-            patch("logging.lastResort", None)
-        )  # what steps log is in the journal
+        # What steps log is in the journal.
+        replaced.enter_context(patch("logging.lastResort", None))
         replaced.enter_context(patch("socket.gethostname", lambda: "worker-1"))
         yield
 

@@ -20,6 +20,7 @@ from virtual_journals import in_virtual_time
 
 from asyncflow import RunStatus, StepStatus, resume_all
 from asyncflow._cli import commands
+from asyncflow.html_report import to_html
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._tables import VERSION as SCHEMA
 from asyncflow.service import Service
