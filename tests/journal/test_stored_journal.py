@@ -180,6 +180,9 @@ async def test_runs_that_wait_continue_with_their_answers(journal: SQLiteJournal
         "waiting": "sent: offer for waiting, up to 7",
     }
     assert called == []  # no draft is made anew
+    told = to_html(await journal.report("answered"))
+    assert "Is this right for answered: offer for answered?" in told
+    assert "as we said by phone" in told
 
 
 @in_virtual_time
