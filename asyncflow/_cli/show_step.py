@@ -77,6 +77,10 @@ def step_parts(
         "Output": [(line, 0) for line in _output_lines(result)],
         "Log": [_note_line(view, each.event) for each in notes],
     }
+    if description := view.steps[step].description:
+        yield from hanging(Text("Asked"), 2, console)
+        for line in description.splitlines():
+            yield from hanging(Text(f"  {escape_controls(line)}"), 2, console)
     if (answer := view.steps[step].answer) is not None:
         sent_at = f", {local_moment_text(answer.sent_at)}" if answer.sent_at else ""
         by = f" by {escape_controls(answer.sent_by)}" if answer.sent_by else ""

@@ -67,8 +67,8 @@ async def test_a_run_refuses_an_unknown_argument_with_the_right_one() -> None:
         await run_pipeline([], timeout=5)  # type: ignore[call-arg]
 
     assert str(refused.value) == (
-        "run_pipeline() got an unknown argument 'timeout' (did you mean 'deadline_ms'?); an input of "
-        "the run is given in inputs={'timeout': ...}"
+        "run_pipeline() got an unknown argument 'timeout' (did you mean 'deadline_ms'?); an input "
+        "of the run is given in inputs={'timeout': ...}"
     )
     assert inspect.iscoroutinefunction(run_pipeline)
 
