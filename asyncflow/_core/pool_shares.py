@@ -319,6 +319,10 @@ class PoolShare:
         """Return what attempts need."""
         return self.pool._demand(self) if self.pool._share is self else _NO_DEMAND
 
+    def listen(self) -> None:
+        """Note that the journal looks at nothing from now on, unless it is asked."""
+        self._is_asking = False
+
     def due_s(self, lease_s: float) -> float:
         """Return when to negotiate next; infinite if nothing is to be said."""
         demand, row = self.demand(), self.row

@@ -148,6 +148,10 @@ class Shares:
                     member.share.let_go()
                     self._forget(member)
             due_s = self._due_s()
+            if due_s == math.inf:  # who has asked may have left the line before it was due
+                for member in self._members:
+                    member.share.listen()
+                due_s = self._due_s()  # who has joined before that may not have asked
             self._poll_at = due_s if due_s == math.inf else min(due_s, now + TICK_S)
         return None if self._poll_at == math.inf else max(0.0, self._poll_at - now)
 

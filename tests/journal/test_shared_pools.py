@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import sqlite3
@@ -315,6 +316,25 @@ async def test_processes_share_the_slots_and_pauses_in_any_database(
     other.end(2)
     await other.ask()
     assert rows(database) == []
+
+
+async def test_an_attempt_that_asks_after_one_that_gave_up_is_heard(
+    journal: Any, database: Any
+) -> None:
+    pool, clock = shared(2), Clock(time.monotonic, time.monotonic)
+    share, shares = journal._share(pool, clock), journal._worker.shares
+    first = pool._join(clock, lambda at_s: None)
+    await until(lambda: first.has_slots)
+    first.release()
+    await until(lambda: share.row is None)
+    pool._join(clock, lambda at_s: None).release()  # before the next tick
+    for _ in range(2):
+        await journal._write(lambda: None)  # the thread has looked meanwhile
+    await until(lambda: shares._poll_at == math.inf)
+
+    second = pool._join(clock, lambda at_s: None)
+
+    await until(lambda: second.has_slots)
 
 
 async def test_processes_ask_for_several_pools_at_once_without_a_deadlock(
