@@ -125,8 +125,8 @@ def asked_lines(view: RunView, console: Console, answered: Collection[str] = ())
         if step.waiting_until is not None:
             times += f", until {local_moment_text(step.waiting_until)}"
             times += f", then {step.otherwise}" if step.otherwise else ""
-        has_come = ", and has an answer" if step.name in answered else ""
-        line = f"{step.name} waits for {kind}{has_come}, {times}"
+        has_come = "; its answer has come" if step.name in answered else ""
+        line = f"{step.name} waits for {kind}, {times}{has_come}"
         yield from hanging(Text(escape_controls(line)), 2, console)
         for text in step.description.splitlines():
             yield from hanging(Text(f"  {escape_controls(text)}"), 2, console)

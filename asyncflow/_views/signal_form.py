@@ -15,6 +15,18 @@ _PLAIN = ("boolean", "integer", "number", "string")
 _MOST_FIELDS = 30
 """An object of more has no fields of its own."""
 _EXAMPLES: Mapping[str, Any] = {"boolean": True, "integer": 1, "number": 1.5, "string": "text"}
+_FORMATS: Mapping[str, str] = {
+    "date": "2027-01-31",
+    "date-time": "2027-01-31T12:00:00Z",
+    "time": "12:00:00",
+    "duration": "PT1H30M",
+    "decimal": "1.50",
+    "uuid": "6fa459ea-ee8a-4ca4-894e-db77e160355e",
+    "path": "folder/file",
+}
+"""Examples of strings, by their format."""
+_SAID = frozenset({"type", "format", "title", "description", "default", "examples", "$defs", SHAPE})
+"""The keys of a schema that an example regards. Any other one, such as a bound, may refuse it."""
 
 
 def field_of(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +55,7 @@ def type_of_signal(schema: Mapping[str, Any]) -> str:
 
 def example_of(schema: Mapping[str, Any]) -> str:
     """Return a value of a signal in JSON, as an example; ``JSON`` if none is known that fits."""
-    value = _example(field_of(schema)) if schema else None
+    value = _example(schema, schema.get("$defs", {}))
     return "JSON" if value is None else json.dumps(value, ensure_ascii=False)
 
 
@@ -59,7 +71,11 @@ def _simple(schema: Mapping[str, Any]) -> dict[str, Any]:
     if "enum" in schema:
         return {"kind": "choice", "choices": [json.dumps(each) for each in schema["enum"]]}
     kind = schema.get("type")
-    return {"kind": kind if kind in _PLAIN else "json"}
+    found = {"kind": kind if kind in _PLAIN else "json"}
+    example = _FORMATS.get(str(schema.get("format")))
+    if kind == "string" and example is not None:
+        found["example"] = example
+    return found
 
 
 def _of_property(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,12 +95,19 @@ def _of_property(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> d
     return found
 
 
-def _example(field: Mapping[str, Any]) -> Any:
-    """Return a value for a field; ``None`` if there is none that must fit."""
-    kind = field["kind"]
-    if kind == "choice":
-        return json.loads(field["choices"][0])
-    if kind != "object":
-        return _EXAMPLES.get(kind)
-    value = {each["name"]: _example(each) for each in field["fields"] if each["required"]}
-    return None if None in value.values() else value
+def _example(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:
+    """Return a value for a schema; ``None`` if there is none that must fit."""
+    if "$ref" in schema:
+        name, schema = schema["$ref"].rpartition("/")[2], _resolved(schema, definitions)
+        definitions = {**definitions, name: {}}  # a class may need itself
+    if "enum" in schema:
+        return schema["enum"][0]
+    if isinstance(properties := schema.get("properties"), Mapping):
+        required = [name for name in properties if name in schema.get("required", ())]
+        value = {name: _example(properties[name], definitions) for name in required}
+        return None if None in value.values() else value
+    if schema.keys() - _SAID:
+        return None
+    if "format" in schema:
+        return _FORMATS.get(str(schema["format"]))
+    return _EXAMPLES.get(str(schema.get("type")))

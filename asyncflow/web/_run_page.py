@@ -306,11 +306,12 @@ def _actions(
 
 def _next_of(record: RunRecord, resumer: Resumer, command: str) -> str:
     """Return how a run goes on that has an answer and that no process runs."""
-    if record.status is not RunStatus.WAITING:
+    if record.status is RunStatus.RUNNING:
         return "The run takes it."
     if not record.pipeline:
         return f"To continue the run: {command}"
-    service = f"A service with pipeline {record.pipeline!r} continues the run within a second"
+    soon = " within a second" if record.status is RunStatus.WAITING else ""
+    service = f"A service with pipeline {record.pipeline!r} continues the run{soon}"
     how = "resume it here" if resumer.can_resume(record) else command
     return escape_controls(f"{service}; without one, {how}.")
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
@@ -800,6 +801,45 @@ async def test_a_panel_says_what_is_asked_and_has_a_field_for_each_part_of_the_a
     assert report["send"].output == str(
         Decision(True, 12345678901234567890, "blue", "it is /fine/", None)
     )
+
+
+@dataclass
+class Price:
+    cents: int | None
+    valid: bool | None
+    colour: Literal["red", "blue"]
+    until: date
+    why: str = "no reason"
+    most: int | None = 9
+    least: int = 1
+    of: str | None = None
+
+
+async def test_a_field_that_is_left_empty_is_no_value_that_a_person_has_not_seen(
+    tab: Tab, site: ServerThread
+) -> None:
+    page, orders = tab.page, Pipeline("priced orders")
+    orders.signal("priced", Price)
+    async with SQLiteJournal(site.folder / "runs.db") as journal:
+        await orders.with_options(journal=journal, run_id="prices").run()
+        await page.goto(f"{site.url}runs/prices")
+        form = page.locator("form.signal")
+        await expect(form.get_by_label("until")).to_have_attribute("placeholder", "2027-01-31")
+        await form.get_by_label("until").fill("2026-12-24")
+        for default in ("why", "most", "least"):
+            await form.get_by_label(default).fill("")
+
+        await form.get_by_role("button").click()
+        await expect(page.locator("#live-answer")).not_to_be_visible()  # no colour is chosen
+        await form.get_by_label("colour").select_option("red")
+        await form.get_by_role("button").click()
+
+        answer = '{"cents": null, "valid": null, "colour": "red", "until": "2026-12-24", '
+        await expect(page.locator("#live-answer-text")).to_have_text(
+            f'priced: {answer}"why": "", "most": null}}'
+        )
+        await page.get_by_role("button", name="Send the answer").click()
+        await expect(form).to_contain_text("Stored.")
 
 
 async def pictured(page: Page, name: str) -> None:

@@ -100,7 +100,7 @@ def test_what_a_run_waits_for_is_listed_with_types_and_commands(shell: Shell) ->
     time = r"2\d\d\d-[-0-9]+ [:0-9]+ UTC[^\n,]*"
     asked = (
         rf"decided waits for Decision, since {time}, until {time}, then the step fails\n"
-        rf"rated waits for Literal\['good', 'bad'\], and has an answer, since {time}\n"
+        rf"rated waits for Literal\['good', 'bad'\], since {time}; its answer has come\n"
         rf"sizes waits for list\[int\], since {time}\n"
         rf"approved waits for bool, since {time}, until {time}, then the answer is False\n"
         r"  Send it\?\n  'offer for 17 chairs'\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from importlib import metadata
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 from web.runs import parts_of
 
-from asyncflow import Pipeline, after
+from asyncflow import Pipeline, RunStatus, after
 from asyncflow.web import app
 
 WEEK_MS = 7 * 86_400_000
@@ -252,6 +252,22 @@ async def test_the_page_asks_for_no_second_answer(make_client: Any, journal: Any
     offered = (await parts_of(make_client(app(journal)), "r"))["sections"]["live"]
 
     assert offered["signals"] == {"approved": {"kind": "answered"}}
+
+
+async def test_an_answer_to_an_orphan_is_not_said_to_be_taken(
+    make_client: Any, journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_of = journal.record
+
+    async def orphaned(run_id: str) -> Any:
+        return replace(await record_of(run_id), status=RunStatus.ORPHANED)
+
+    await suspended(journal)
+    monkeypatch.setattr(journal, "record", orphaned)
+    offered = (await parts_of(make_client(app(journal)), "r"))["sections"]["live"]
+
+    assert offered["signals"] == {"approved": {"kind": "boolean"}}
+    assert offered["next"].startswith("A service with pipeline 'orders' continues the run; without")
 
 
 async def test_a_run_that_waits_on_is_not_said_to_be_resumed(

@@ -309,16 +309,17 @@
   const YES_NO = [["true", "Yes"], ["false", "No"]];
 
   // The control of a value, and `jsonOf` reads it: a number of a script has 53 bits, so what was written is sent.
-  function control({ kind, choices, required = true, default: first }) {
+  function control({ kind, choices, example = "", nullable = false, required: isRequired = true, default: first }) {
+    const required = isRequired && !nullable; // empty, it is null
     const tag = { boolean: "select", choice: "select", json: "textarea" }[kind] || "input";
     const field = element(tag, "", {});
     field.dataset.kind = kind;
-    if (tag === "input") field.type = "text";
+    if (tag === "input") Object.assign(field, { type: "text", placeholder: example });
     if (["integer", "number"].includes(kind)) Object.assign(field, { type: "number", step: kind === "integer" ? "1" : "any", required });
     if (kind === "json" && required) field.required = true;
     const known = kind === "boolean" ? YES_NO : (choices || []).map((value) => [value, value.startsWith('"') ? JSON.parse(value) : value]);
     if (tag === "select") {
-      if (kind === "boolean" || !required) field.append(element("option", "", { value: "" }));
+      field.append(element("option", "", { value: "" })); // nothing is chosen for a person
       field.append(...known.map(([value, text]) => element("option", text, { value })));
       field.required = required;
     }
@@ -356,10 +357,11 @@
       group.append(element("button", "Send …"));
       read = () => {
         const parts = [];
-        for (const [{ name: key, required, nullable }, one] of controls) {
-          const isEmpty = one.value === "" && (one.dataset.kind !== "string" || nullable || !required);
-          if (isEmpty && !required) continue;
-          parts.push(`${JSON.stringify(key)}: ${isEmpty && nullable ? "null" : jsonOf(one)}`);
+        for (const [{ name: key, required, nullable, default: first }, one] of controls) {
+          // A default that was deleted is not what a person answers.
+          const empty = nullable ? "null" : one.dataset.kind === "string" ? '""' : null;
+          const isLeftOut = one.value === "" && !required && (first === undefined || first === "null" || !empty);
+          if (!isLeftOut) parts.push(`${JSON.stringify(key)}: ${one.value === "" ? empty : jsonOf(one)}`);
         }
         const json = `{${parts.join(", ")}}`;
         return [json, json];
