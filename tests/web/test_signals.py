@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib import metadata
 from typing import Any, Literal
@@ -26,9 +26,9 @@ class Colour(Enum):
 @dataclass
 class Decision:
     ok: bool
+    colours: list[Colour]
     cents: int = 0
     why: str | None = None
-    colours: list[Colour] = field(default_factory=list)
     best: Colour = Colour.RED
 
 
@@ -175,10 +175,10 @@ async def test_another_site_can_send_no_signal(make_client: Any, journal: Any) -
                 "kind": "object",
                 "fields": [
                     {"name": "ok", "required": True, "kind": "boolean"},
+                    {"name": "colours", "required": True, "kind": "json"},
                     {"name": "cents", "required": False, "kind": "integer", "default": "0"},
                     {"name": "why", "required": False, "nullable": True, "kind": "string"}
                     | {"default": "null"},
-                    {"name": "colours", "required": False, "kind": "json", "default": "[]"},
                     {"name": "best", "required": False, "kind": "choice"}
                     | {"choices": ['"blue"', '"red"'], "default": '"red"'},
                 ],
