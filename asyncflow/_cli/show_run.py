@@ -128,6 +128,9 @@ def asked_lines(view: RunView, console: Console, answered: Collection[str] = ())
         has_come = "; its answer has come" if step.name in answered else ""
         line = f"{step.name} waits for {kind}, {times}{has_come}"
         yield from hanging(Text(escape_controls(line)), 2, console)
+        if step.refused:
+            refused = f"  An answer was refused: {step.refused}"
+            yield from hanging(Text(escape_controls(refused)), 4, console)
         for text in step.description.splitlines():
             yield from hanging(Text(f"  {escape_controls(text)}"), 2, console)
 

@@ -365,6 +365,7 @@ class StoredRun:
         self.waits[event.step], step.wait = event, SignalWait(event.at_ms)
         step.waiting_since, step.waiting_until = event.since, event.until
         step.description, step.otherwise = event.description, event.otherwise
+        step.refused = event.refused
 
     def _on_signal_received(self, event: events.SignalReceived) -> None:
         self.steps[event.step].answer = event

@@ -184,6 +184,8 @@ class StepView:
     """What it asks, if it waits for a signal or has done so."""
     otherwise: str = ""
     """What follows when its deadline expires: see `StepWaiting`."""
+    refused: str = ""
+    """Why its latest answer does not count, if it waits on after that: see `StepWaiting`."""
     answer: SignalReceived | None = None
     """What its output was sent with, if it is that of a signal."""
     wait: SignalWait | None = None

@@ -842,6 +842,39 @@ async def test_a_field_that_is_left_empty_is_no_value_that_a_person_has_not_seen
         await expect(form).to_contain_text("Stored.")
 
 
+@dataclass
+class Rating:
+    stars: int
+
+    def __post_init__(self) -> None:
+        if not self.stars:
+            raise ValueError("no star is too few")
+
+
+async def test_a_page_asks_anew_when_the_run_has_refused_an_answer(
+    tab: Tab, site: ServerThread
+) -> None:
+    page, orders = tab.page, Pipeline("rated orders")
+    orders.signal("rated", Rating)
+    async with SQLiteJournal(site.folder / "runs.db") as journal:
+        run = orders.with_options(journal=journal, run_id="rates")
+        await run.run()
+        await page.goto(f"{site.url}runs/rates")
+        panel = page.get_by_role("region", name="Waits for an answer: rated")
+        for stars in ("0", "5"):  # no schema says that there must be one
+            await panel.get_by_label("stars").fill(stars)
+            await panel.get_by_role("button").click()
+            await page.get_by_role("button", name="Send the answer").click()
+            await expect(panel).to_contain_text("Stored.")
+            if stars == "0":
+                await expect(panel.locator("form[data-known=answered]")).to_have_count(1)
+                await run.run()
+                await expect(panel).to_contain_text("An answer was refused: ")
+                await expect(panel).to_contain_text("no star is too few")
+        await run.run()
+        await expect(badge(page)).to_contain_text("PASSED")
+
+
 async def pictured(page: Page, name: str) -> None:
     """Keep pictures of a page for people, if a folder is named, and check that it fits."""
     folder = os.environ.get("ASYNCFLOW_PICTURES")

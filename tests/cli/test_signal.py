@@ -89,6 +89,25 @@ ASKING = """
 """
 
 
+RATED = """
+    from dataclasses import dataclass
+
+    from asyncflow import Pipeline
+
+    orders = Pipeline("orders")
+
+    @dataclass
+    class Rating:
+        stars: int
+
+        def __post_init__(self):
+            if not self.stars:
+                raise ValueError("too few")
+
+    orders.signal("rated", Rating)
+"""
+
+
 def test_what_a_run_waits_for_is_listed_with_types_and_commands(shell: Shell) -> None:
     shell.write("orders.py", ASKING)
     shell("run", "orders", "--run-id", "r1", exits=5)
@@ -116,6 +135,17 @@ def test_what_a_run_waits_for_is_listed_with_types_and_commands(shell: Shell) ->
     missing = shell("signal", "r1", "approved", exits=2).stderr
     assert "a value for 'approved' is missing; `asyncflow signal r1` says what it takes" in missing
     shell("signal", "r1", "decided", """{"ok": true, "speed": "fast"}""")
+
+
+def test_an_answer_that_the_run_has_refused_is_asked_for_again(shell: Shell) -> None:
+    shell.write("orders.py", RATED)
+    shell("run", "orders", "--run-id", "r1", exits=5)
+    shell("signal", "r1", "rated", '{"stars": 0}')
+    shell("resume", "r1", "orders", exits=5)
+
+    for command in ("signal", "show"):
+        asked = shell(command, "r1").stdout
+        assert re.search(r"rated waits for Rating.*\n  An answer was refused: .*too few", asked)
 
 
 def test_a_run_that_waits_for_nothing_is_said_to(shell: Shell) -> None:

@@ -84,9 +84,11 @@
       signals.delete(name);
     }
     for (const [name, field] of Object.entries(waits)) {
-      const old = signals.get(name);
-      // A form that is there stays, because someone may be writing in it, until an answer has come from elsewhere.
-      if (old && (field.kind !== "answered" || old.dataset.kind === "answered")) continue;
+      const old = signals.get(name), has = field.kind === "answered";
+      // A form that is there stays, because someone may be writing in it, until an answer has come from elsewhere, or the run
+      // has refused the one that the server had.
+      if (old && has && old.dataset.kind === "answered") { old.dataset.known = "answered"; continue; }
+      if (old && !has && old.dataset.known !== "answered") continue;
       const asks = signalForm(name, field), hadFocus = old?.contains(document.activeElement);
       if (old) old.replaceWith(asks);
       signals.set(name, asks);
@@ -373,7 +375,7 @@
       group.append(labelled, " ", element("button", "Send …"));
       read = () => [jsonOf(one), one.selectedOptions?.[0].textContent ?? one.value];
     }
-    asks.dataset.kind = kind;
+    asks.dataset.kind = asks.dataset.known = kind;
     asks.append(group, answer);
     asks.addEventListener("keydown", (event) => event.stopPropagation());
     asks.addEventListener("submit", (event) => {
