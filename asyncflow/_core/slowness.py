@@ -2,7 +2,9 @@
 
 Rules:
 
-1. Something is slower than usual if it took notably longer, as a comparison of two runs says.
+1. Something is slower than usual if it took notably longer, as a comparison of two runs says, and
+   so much that people notice: a step of 3 ms that takes 20 ms varies with what else the machine
+   does.
 2. A run is compared if it passed and is no rerun, which runs only a part of its pipeline.
 """
 
@@ -13,6 +15,9 @@ from typing import NamedTuple
 
 from asyncflow._core.comparison import is_notable
 from asyncflow._core.results import RunStatus
+
+_LEAST_MS = 100.0
+"""From how many milliseconds more on something is slower: what people see as a delay."""
 
 
 class Slower(NamedTuple):
@@ -26,9 +31,10 @@ class Slower(NamedTuple):
 
 def is_slower(took_ms: float, usual_ms: float | None) -> bool:
     """Whether something took notably longer than it usually does; not if that is unknown."""
-    if usual_ms is None or took_ms <= usual_ms:
+    if usual_ms is None:
         return False
-    return is_notable(took_ms - usual_ms, usual_ms)
+    more_ms = took_ms - usual_ms
+    return more_ms >= _LEAST_MS and is_notable(more_ms, usual_ms)
 
 
 def is_comparable(status: RunStatus, rerun_of: str) -> bool:

@@ -33,6 +33,23 @@ def run(status: RunStatus = RunStatus.PASSED, **start: Any) -> RunView:
     return RunView(events)
 
 
+def brief(took_ms: float) -> RunView:
+    """Return a run of one step."""
+    return RunView(
+        [
+            RunStarted("r", 0.0, {"extract": ()}),
+            AttemptStarted("extract", 1, 0.0),
+            StepSucceeded("extract", 1, took_ms, None),
+            RunFinished(took_ms, RunStatus.PASSED),
+        ]
+    )
+
+
+def test_what_people_can_see_is_slower_from_a_tenth_of_a_second_on() -> None:
+    assert slowness_of(brief(129.0), 30.0, {"extract": 30.0}) is None
+    assert slowness_of(brief(130.0), 30.0, {"extract": 30.0}) == Slower(30.0, (("extract", 100.0),))
+
+
 def test_a_slow_run_names_the_steps_of_its_critical_path_that_took_longer() -> None:
     found = slowness_of(run(), 1_700.0, USUAL)
 
