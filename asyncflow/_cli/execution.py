@@ -37,6 +37,7 @@ from asyncflow._cli.output import (
     CommandError,
     format_report,
     format_tracebacks,
+    stdout_console,
     write_html,
     write_note,
     write_result,
@@ -57,6 +58,7 @@ from asyncflow._core.value_size import safe_repr
 from asyncflow._kernel.asyncio_compat import FAILURES
 from asyncflow._policies.observers import AnyObserver
 from asyncflow._views.next_command import command_of, next_commands
+from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunStarted, StepSucceeded
 from asyncflow.journal._run_names import free_name, new_run_name
 from asyncflow.journal._streams import latest_streamed
@@ -297,8 +299,8 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         write_note(f"HTML report: {flags.html}", quiet=flags.quiet)
     if execution.journal is not None:
         resume = _resume_command(execution, report, execution.journal)
-        for hint in next_commands(report, resume, journal_named(execution.journal)):
-            write_note(escape_controls(hint), quiet=flags.quiet)
+        if not flags.quiet:
+            write_hints(report, resume, journal_named(execution.journal))
     _explain_threads(report)
     if end.signal is not None:
         return 128 + end.signal
@@ -308,6 +310,17 @@ def report_end(execution: Execution, end: RunEnd) -> int:
 def exit_code_of(status: RunStatus) -> int:
     """Return the exit code of a command that shows how a run ends."""
     return {RunStatus.PASSED: PASSED, RunStatus.WAITING: RUN_WAITING}.get(status, RUN_FAILED)
+
+
+def write_hints(report: RunReport, resume: str, journal: str) -> None:
+    """Write what a run asks for, or what failed in it received, and what a user may do about it."""
+    if report.status is RunStatus.WAITING:
+        from asyncflow._cli.show_run import asked_lines  # slow to import
+
+        for line in asked_lines(RunView(report.events()), stdout_console()):
+            write_note(line.plain)
+    for hint in next_commands(report, resume, journal):
+        write_note(escape_controls(hint))
 
 
 def write_report(report: RunReport, *, as_json: bool, is_shown: bool, with_traces: bool) -> None:

@@ -24,6 +24,7 @@ from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import items_text, traceback_lines
 from asyncflow._views.preview import local_moment_text
+from asyncflow._views.received import received_text
 from asyncflow._views.run_end import endured_steps
 from asyncflow._views.run_view import RunView
 from asyncflow._views.signal_form import type_of_signal
@@ -145,6 +146,8 @@ def failure_lines(view: RunView, console: Console, theme: Theme) -> Iterator[Tex
             head.append(f", on {printable(place, theme.encoding)}")
         yield from hanging(head, _STATUS + 2, console)
         yield from indented(traceback_lines(view, step), console)
+        if step.items is None and (taken := received_text(view, step)):
+            yield from hanging(Text(taken), 2, console)
 
 
 def endured_lines(view: RunView, console: Console) -> Iterator[Text]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import click
 
-from asyncflow._cli.execution import exit_code_of, expect, write_report
+from asyncflow._cli.execution import exit_code_of, expect, write_hints, write_report
 from asyncflow._cli.options import (
     AnyJournal,
     complete_run,
@@ -25,7 +25,6 @@ from asyncflow._cli.output import INTERRUPTED, NOT_FOUND, CommandError, write_no
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 from asyncflow._core.text import escape_controls
-from asyncflow._views.next_command import next_commands
 from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.events import Event, RunFinished, StepProgressed
 from asyncflow.journal import RunRecord
@@ -56,8 +55,7 @@ def watch(run: str | None, journal: str, as_json: bool) -> None:
     write_report(report, as_json=as_json, is_shown=is_shown, with_traces=not is_shown)
     if record.status is RunStatus.ORPHANED:
         write_note("no process runs it any more")
-    for hint in next_commands(report, resume_command(record, journal), journal_named(journal)):
-        write_note(escape_controls(hint))
+    write_hints(report, resume_command(record, journal), journal_named(journal))
     sys.exit(exit_code_of(record.status))
 
 

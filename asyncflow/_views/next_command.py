@@ -9,6 +9,8 @@ from typing import Any
 from asyncflow._core.failures import first_failure
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
+from asyncflow._views.received import received_text
+from asyncflow._views.run_view import RunView
 from asyncflow._views.signal_form import example_of, type_of_signal
 from asyncflow.events import RunResumed, RunStarted
 
@@ -34,15 +36,18 @@ def next_commands(
 ) -> list[str]:
     """Return what a user may want to do after the end of a run that a journal has, in words.
 
-    ``resume`` is the command that resumes it, and ``journal`` is as in `command_of`. ``answered``
-    are the signals that it waits for and that have come.
+    Of one that failed, it says first what the step received: the end in the live view can't, since
+    that keeps no outputs. ``resume`` is the command that resumes it, and ``journal`` is as in
+    `command_of`. ``answered`` are the signals that it waits for and that have come.
     """
     if report.status is RunStatus.PASSED:
         return [f"To show it again: {command_of('show', report.run_id, journal=journal)}"]
     if report.status is not RunStatus.WAITING:
-        hints = []
+        hints: list[str] = []
         if (failed := first_failure(report.values())) is not None:
             name = failed.step_name
+            view = RunView(report.events())
+            hints += filter(None, [received_text(view, view.steps[name])])
             show = command_of("show", report.run_id, name, journal=journal)
             hints.append(f"To see what {name} did: {show}")
         return [*hints, f"To resume it: {resume}"]

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, TypeAlias
 
+from asyncflow._core.failures import why_failed
 from asyncflow._core.fingerprint import Parameters, parameters_of
 from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, StepStatus, visible_output
 from asyncflow._core.step_view import StepView
+from asyncflow._core.text import cut, escape_controls
 from asyncflow._views.preview import Preview, preview
 from asyncflow._views.run_view import RunView
 
 _VALUE = 100
 """How many bytes of a value are shown: the step or the input that it comes from shows more."""
+_LINE = 240
+"""How many characters of all values are shown in a line."""
 
 Source: TypeAlias = Literal["step", "item", "input", "input item", "default", "all"]
 
@@ -46,6 +50,23 @@ def received(view: RunView, step: StepView, item: int | None = None) -> list[Rec
         each._replace(value=value, item=item) if each.source in ("item", "input item") else each
         for each in taken
     ]
+
+
+def received_text(view: RunView, step: StepView) -> str:
+    """Return what a failed step received: ``load received rows=[1, 2], day='monday'``.
+
+    Of a mapped step, that is what the first item received that failed as most of them did. Empty if
+    it is not known, and cut if it is long. Defaults are left out: the code says what they are.
+    """
+    _, groups = why_failed(step)
+    item = groups[0].items[0] if groups else None
+    taken = received(view, step, item) or ()
+    given = [(each.parameter, each.value) for each in taken if each.value is not None]
+    if not given:
+        return ""
+    name = step.name if item is None else f"{step.name}[{item}]"
+    shown = ", ".join(f"{key}={value.text}{'…' if value.cut else ''}" for key, value in given)
+    return escape_controls(f"{name} received {cut(shown, _LINE)}")
 
 
 def item_value(view: RunView, step: StepView, item: int, most: int | None = None) -> Preview | None:

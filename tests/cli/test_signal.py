@@ -110,7 +110,7 @@ RATED = """
 
 def test_what_a_run_waits_for_is_listed_with_types_and_commands(shell: Shell) -> None:
     shell.write("orders.py", ASKING)
-    shell("run", "orders", "--run-id", "r1", exits=5)
+    ended = shell("run", "orders", "--run-id", "r1", exits=5).stderr
     shell("signal", "r1", "rated", '"good"')
 
     listed = shell("signal", "r1").stdout
@@ -132,6 +132,7 @@ def test_what_a_run_waits_for_is_listed_with_types_and_commands(shell: Shell) ->
     )
     assert re.fullmatch(asked + re.escape(commands), listed)
     assert re.search(asked, shown)
+    assert re.search(asked.replace("; its answer has come", "") + "To answer it, of type", ended)
     missing = shell("signal", "r1", "approved", exits=2).stderr
     assert "a value for 'approved' is missing; `asyncflow signal r1` says what it takes" in missing
     shell("signal", "r1", "decided", """{"ok": true, "speed": "fast"}""")
