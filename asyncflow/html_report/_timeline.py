@@ -20,6 +20,9 @@ _MOST_LAYER_POINTS = 200
 _LEAST_WIDTH, _LEAST_HEIGHT = 1 / 250, 1 / 4
 """How much of the timeline, and of a bar's height, the failed attempt of an item takes at least."""
 _ICON_WIDTH, _ABANDONED_WIDTH = 1.8, 5.0
+_EMPTY_MS = 1_000.0
+"""How long the timeline is of a run in which no time has passed: a longer axis of nothing would be
+as good, but one of a microsecond looks like a mistake."""
 _GAP, _MOST_GAPS = 1.6, 25.0
 """A break, and all breaks together; in percent of a timeline of 900 pixels, like the widths."""
 
@@ -113,7 +116,7 @@ class Timeline(NamedTuple):
         cls, now_ms: float, segments: Sequence[Segment] = (), *, pauses: bool = False
     ) -> Timeline:
         """Return the scale of a run up to now; ``pauses`` if no process runs it, but may."""
-        span_ms = max(now_ms, 0.001)
+        span_ms = max(now_ms, 0.001) if now_ms else _EMPTY_MS
         begins = tuple([segment.at_ms for segment in segments]) or (0.0,)
         begins += (span_ms,) * pauses
         return cls(span_ms, max(math.ceil(math.log10(span_ms)), 4), begins)

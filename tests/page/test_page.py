@@ -618,7 +618,7 @@ def test_many_items_are_capped_with_the_failed_ones_first() -> None:
     found = sections(view, event_log(events), now_ms=view.at_ms)
 
     gantt, details = Parsed(found["gantt"]).text, Parsed(found["details"]).text
-    assert "1000 items: ✓ 990 ✗ 10 show 30" in gantt
+    assert "1,000 items: ✓ 990 ✗ 10 show 30" in gantt
     for text in (gantt, details):
         assert "[999]" in text
         assert "[19]" in text

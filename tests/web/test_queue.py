@@ -65,6 +65,8 @@ async def test_the_page_of_a_run_says_it_too(make_client: Any, queue: Any) -> No
     assert "<dt>Key</dt><dd>customer-&lt;17&gt;</dd>" in page
     assert "<dt>Enqueued</dt>" in page
     assert "<dt>Started</dt>" not in page
+    assert ">800 ms</text>" in page  # an empty axis, and not one of a microsecond
+    assert "most " not in page
     assert "until <time" in (await client.get("/runs/later")).text
 
 
