@@ -654,11 +654,13 @@ class Pool:
                 return
             if ticket is None:
                 return
-            limit = self._limit
-            if self._share is not None and not self._share.is_for(ticket.clock):
-                limit = self._size  # by a virtual clock, it is an ordinary pool
+            limit, size = self._limit, self._size
+            if self._share is not None and self._share.is_for(ticket.clock):
+                size = min(size, self._share.size)
+            elif self._share is not None:
+                limit = size  # by a virtual clock, it is an ordinary pool
             if self._in_use + ticket.slots > limit and (
-                self._in_use or limit < min(ticket.slots, self._size)
+                self._in_use or limit < min(ticket.slots, size)
             ):
                 return
             if ticket.stands_still:

@@ -136,8 +136,8 @@ class Negotiated(NamedTuple):
     """What a process is about to have."""
 
     row: ShareRow
-    part: int
-    """Its fair part."""
+    limit: int
+    """How many slots attempts may take here: what is granted, or its fair part if that is less."""
     size: int
     """That of the pool: the smallest that a process says."""
     in_use: int
@@ -173,6 +173,8 @@ class PoolShare:
         """What the database has, as far as this process knows."""
         self.limit = 0
         """How many slots attempts may take here while the lease holds."""
+        self.size = pool._size
+        """How many the pool has: the smallest number that a process says."""
         self._rate_part = 0.0
         """Which part of the rates that is."""
         self.interval_s = self.token_s = 0.0
@@ -225,7 +227,7 @@ class PoolShare:
         """Let attempts take so many slots from a time on. The pool is locked."""
         self.limit, self._rate_part = limit, rate_part
         if self.pool._share is self:
-            self.pool._limit = limit
+            self.pool._limit = min(limit, self.pool._size)
             self._set_pace(at_s)
 
     def ask(self) -> None:
@@ -251,7 +253,7 @@ class PoolShare:
             demand = self.demand()
             return (
                 bool(demand.waiting)
-                and self.limit < pool._size
+                and self.limit < min(self.size, pool._size)
                 and (demand.head is None or demand.in_use + demand.head.slots > self.limit)
             )
 
@@ -260,8 +262,8 @@ class PoolShare:
         pool = self.pool
         with pool._lock:
             self._entered += 1
-            pool._share, pool._limit = self, self.limit
-            self.set_pace()
+            pool._share = self
+            self._limit_to(self.limit, self._rate_part, self.now_s())
         pause = pool._pause_of(self._clock)
         if pause is not None:  # it may be from before
             self.note_pause(self._clock, self.now_s() + pause.left_ms / 1000, pause.by)
@@ -392,13 +394,14 @@ class PoolShare:
             numbers=numbers,
         )
         part = fair_parts(size, [row, *others], now)[process]
-        self._lower(part, part / size)
-        self._hear_rates(others)
         left = size - sum(each.granted for each in others)
         kept = min(demand.in_use, before)
         granted = max(kept, min(max(demand.in_use, part), left))
+        limit = min(granted, part)
+        self._lower(limit, limit / size)
+        self._hear_rates(others)
         row = row._replace(granted=granted)
-        return Negotiated(row, part, size, demand.in_use, bool(others))
+        return Negotiated(row, limit, size, demand.in_use, bool(others))
 
     def _numbers(self) -> PoolNumbers:
         pool = self.pool
@@ -432,9 +435,8 @@ class PoolShare:
             if had is not None:
                 self.row, self._told_in_use = had.row, had.in_use
                 self._has_others = had.has_others
-                limit = min(had.row.granted, had.part)
-                rate_part = limit / had.size
-            self._limit_to(min(limit, pool._size), rate_part, self.now_s())
+                self.size, limit, rate_part = had.size, had.limit, had.limit / had.size
+            self._limit_to(limit, rate_part, self.now_s())
         pool._settle()
 
     def fail(self) -> None:

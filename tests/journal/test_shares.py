@@ -446,6 +446,39 @@ def test_a_size_that_is_set_counts_at_once_if_smaller_and_when_all_have_it_if_la
     assert (len(one.running), len(other.running)) == (6, 6)
 
 
+def test_an_attempt_that_needs_more_than_the_smaller_size_takes_the_whole_pool(
+    world: World,
+) -> None:
+    one, other = world.process(size=8), world.process(size=4)
+    other.join(3)
+    world.run(1)
+    one.join(1, slots=6)
+    world.run(1)
+    assert one.stats[1:] == (0, 1)
+
+    for _ in range(20):
+        world.run(0.5)
+        other.end(len(other.running))
+        other.join(1)
+        if one.running:
+            break
+
+    assert one.stats[1:] == (6, 0)
+    assert not other.running
+
+
+def test_a_run_that_begins_does_not_undo_a_smaller_size(world: World) -> None:
+    one = world.process()
+    one.join(1)
+    world.run(1)
+    one.pool.size = 2
+
+    one.enter()
+    one.join(7)
+
+    assert one.stats == (2, 2, 6)
+
+
 def test_a_smaller_size_takes_nothing_back_and_lets_no_other_start_before_that_has_ended(
     world: World,
 ) -> None:
@@ -480,6 +513,22 @@ def test_what_starts_while_a_process_tells_the_others_what_it_has_is_within_that
     world.run(1)
 
     assert len(one.running) + len(other.running) == 8
+
+
+def test_what_starts_meanwhile_is_within_what_the_others_leave_too(world: World) -> None:
+    one, other = world.process(size=9), world.process(size=9)
+    one.join(4)
+    other.join(4)
+    world.run(2)
+    other.end(3)
+    world.run(2)
+    one.pool.size = 4
+    one.end(3)
+    one.meanwhile = lambda: one.join(1)
+    one.tick()
+
+    assert world.rows("SUM(granted)") == [(4,)]
+    assert one.stats == (1, 1, 1)
 
 
 def test_slots_are_compared_with_the_size_and_never_with_the_share(world: World) -> None:
