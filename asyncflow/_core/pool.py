@@ -194,17 +194,8 @@ class Pool:
 
     __slots__ = (
         *("_ages", "_budget", "_common_pause", "_era", "_gates", "_in_use", "_is_gated"),
-        *(
-            "_is_moving",
-            "_is_rated",
-            "_is_shared",
-            "_keys",
-            "_largest_size",
-            "_limit",
-            "_line",
-            "_lock",
-        ),
-        *("_max_pause_ms", "_most_tokens", "_name", "_pauses", "_per_key", "_per_minute"),
+        *("_is_moving", "_is_rated", "_is_shared", "_keys", "_largest_size", "_limit", "_line"),
+        *("_lock", "_max_pause_ms", "_most_tokens", "_name", "_pauses", "_per_key", "_per_minute"),
         *("_per_second", "_released", "_retry_budget", "_share", "_size", "_tokens_per_minute"),
         *("_watchers", "__weakref__"),
     )
@@ -432,16 +423,22 @@ class Pool:
         from asyncflow._core.pool_shares import Demand  # those that ask have loaded it
 
         with self._lock:
-            head, waiting = None, 0
-            for ticket in self._waiting_tickets():
-                if ticket.stands_still or not share.is_for(ticket.clock):
-                    continue
-                head = head or ticket
-                waiting += ticket.slots
-                if self._in_use + waiting >= self._size:
-                    break
-            if self._keys is not None:
-                head = self._keys.next()
+            was_moving, self._is_moving = self._is_moving, True  # the collector may release slots
+            try:
+                head, waiting = None, 0
+                for ticket in self._waiting_tickets():
+                    if ticket.stands_still or not share.is_for(ticket.clock):
+                        continue
+                    head = head or ticket
+                    waiting += ticket.slots
+                    if self._in_use + waiting >= self._size:
+                        break
+                if self._keys is not None:
+                    head = self._keys.next()
+            finally:
+                self._is_moving = was_moving
+            if self._released:
+                self._settle()
             return Demand(self._in_use, waiting, head, share.owes())
 
     def _set_rates(

@@ -257,3 +257,26 @@ def test_the_time_after_the_end_of_a_lease_pays_nothing_off() -> None:
     run(time, [one], 0.9)
 
     assert [at_s - 100 for at_s, _ in one.starts] == pytest.approx([0, 100.75])
+
+
+def test_slots_that_the_collector_releases_while_the_journal_looks_go_to_the_next() -> None:
+    time = Time()
+    pool = Pool(8, name="openai", shared=True)
+    share = PoolShare(pool, time.clock, ref(pool), None, lambda: None)
+    share.enter()
+    share.settle(Negotiated(row("p", 1), 1, 8, 0, True), time.now + 30)
+    held = [pool._join(time.clock, lambda at_s: None, key="a")]
+    drops: list[bool] = []
+
+    def is_running() -> bool:
+        if drops:
+            held.clear()
+        return True
+
+    clock = time.clock._replace(is_running=is_running)
+    waiting = [pool._join(clock, lambda at_s: None, key=key) for key in ("a", "b", "c")]
+    drops.append(True)
+
+    share.demand()
+
+    assert [each.has_slots for each in waiting] == [True, False, False]
