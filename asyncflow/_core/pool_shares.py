@@ -238,9 +238,13 @@ class PoolShare:
 
     def note_pause(self, clock: Clock, until_s: float, by: str) -> None:
         """Tell the other processes of a pause that has begun here."""
-        if clock.key is self._clock.key and until_s > self.paused_until_s + _EQUAL_S:
+        if clock.key is not self._clock.key:
+            return
+        with self.pool._lock:
+            if until_s <= self.paused_until_s + _EQUAL_S:
+                return
             self.paused_until_s, self.paused_by, self.must_tell_pause = until_s, by, True
-            self._wake()
+        self._wake()
 
     # Runs.
 
@@ -445,13 +449,16 @@ class PoolShare:
             self.failing_since_s = self._tried_s
         self._is_asking = self._is_trying = False
 
-    def hear_pause(self, left_s: float, by: str) -> None:
-        """Pause the pool, since another process has."""
-        now_s = self.now_s()
-        until_s = now_s + left_s
-        if left_s > 0 and until_s > self.paused_until_s + _EQUAL_S:
+    def hear_pause(self, left_s: float, by: str, told_until_s: float | None) -> None:
+        """Pause the pool if another process has. These know of a pause until ``told_until_s``."""
+        until_s = self.now_s() + left_s
+        with self.pool._lock:
+            if told_until_s == self.paused_until_s:
+                self.must_tell_pause = False
+            if left_s <= 0 or until_s <= self.paused_until_s + _EQUAL_S:
+                return
             self.paused_until_s = until_s
-            self.pool._pause(self._clock, until_s, by)
+        self.pool._pause(self._clock, until_s, by)
 
     def close(self) -> None:
         """End the lease: its journal is closed."""

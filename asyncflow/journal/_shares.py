@@ -67,8 +67,8 @@ class _ShareEntry:
         """When the transaction began that has written the row."""
         self.has_warned = False
         """Whether it was logged that the database can't be reached."""
-        self.other: PoolNumbers | None = None
-        """What another process says that was logged."""
+        self.others = set[PoolNumbers]()
+        """What other processes say that was logged."""
 
 
 class _Exchange(NamedTuple):
@@ -239,16 +239,15 @@ class Shares:
 
     def _settle(self, member: _ShareEntry, began_s: float, done: _Exchange) -> None:
         share, had = member.share, done.had
-        if done.told_until_s is not None and share.paused_until_s == done.told_until_s:
-            share.must_tell_pause = False
-        share.hear_pause(done.pause_s, done.paused_by)  # before anything starts by what it has now
+        # Before anything starts by what it has now.
+        share.hear_pause(done.pause_s, done.paused_by, done.told_until_s)
         if done.is_written or had is None:
             member.renewed_s = began_s
         share.settle(had, member.renewed_s + self._claim.lease_s)
         own = None if had is None else had.row.numbers
-        for other in done.others - {own, member.other}:
+        for other in done.others - {own} - member.others:
             if own is not None:
-                member.other = other
+                member.others.add(other)
                 _log.warning(
                     "%s has %s here, and %s in another process: while both use it, the smaller "
                     "numbers count",

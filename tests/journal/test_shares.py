@@ -420,6 +420,16 @@ def test_the_smaller_of_two_sizes_counts_while_both_live_with_a_warning(
     assert one.stats[:2] == (8, 8)
 
 
+def test_each_of_several_other_sizes_is_told_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    for size in (2, 4, 8):
+        world.process(size).join(20)
+    world.run(10)
+
+    assert len(caplog.messages) == len(set(caplog.messages)) == 6
+
+
 def test_a_size_that_is_set_counts_at_once_if_smaller_and_when_all_have_it_if_larger(
     world: World,
 ) -> None:
