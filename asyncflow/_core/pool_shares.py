@@ -8,7 +8,7 @@ Rules:
    part. It holds on to what it runs and to its fair part, and leaves the rest. So one whose line is
    never empty still gives slots back: at the end of an attempt, instead of starting the next.
 3. Parts are fair by demand: a process has what it demands, or as much as any that has less than it
-   demands. What nobody demands is divided equally. Odd slots take turns.
+   demands. What no process demands is divided equally. Odd slots take turns.
 4. It starts nothing after its lease has ended by its own clock, which started before that of the
    database. Nothing of this is on the way of an attempt, but a look at that clock.
 5. A process that neither runs an attempt nor lets one wait has no row, once it owes nothing for
@@ -330,7 +330,7 @@ class PoolShare:
         self._is_asking = False
 
     def due_s(self, lease_s: float) -> float:
-        """Return when to negotiate next; infinite if nothing is to be said."""
+        """Return when to negotiate next; infinite if there is nothing to say."""
         demand, row = self.demand(), self.row
         tick_s = min(TICK_S, lease_s / 3)
         soon_s = self._tried_s + tick_s

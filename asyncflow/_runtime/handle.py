@@ -491,7 +491,7 @@ class RunHandle:
             sent_by: Who sends it, for people, in 1 to 200 characters; ``None`` (the default) for
                 this process. It is shown with the answer, and so is the note: see `SignalReceived`.
                 Secrets are not replaced in them.
-            note: What is to be said of the answer, in at most 10,000 characters.
+            note: What to say of the answer, in at most 10,000 characters.
 
         Raises:
             ValueError: The run waits for no such signal, the value is of another type, another

@@ -571,7 +571,7 @@ class SQLJournal:
             sent_by: Who sends it, for people, in 1 to 200 characters; ``None`` (the default) for
                 this process. It is stored and shown with the answer, and so is the note; neither is
                 checked against anything, and secrets are not replaced in them.
-            note: What is to be said of the answer, in at most 10,000 characters.
+            note: What to say of the answer, in at most 10,000 characters.
 
         Raises:
             ValueError: The run has no such signal, the value is of another type, another value came

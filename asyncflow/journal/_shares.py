@@ -4,7 +4,7 @@
   of the pool. It expires when the pause of the pool ends.
 - `shares` has one row per pool and process that runs an attempt in it or has one waiting; see
   `asyncflow._core.pool_shares`. It expires as a lease does. One that has expired, and one whose
-  process is provably dead, counts no more, and whoever sees it deletes it.
+  process is provably dead, counts no more, and the process that sees it deletes it.
 
 All pools of a process take one transaction. What has not changed is not written again before a
 third of a lease has passed.
@@ -134,7 +134,7 @@ class Shares:
     def poll(self) -> float | None:
         """Negotiate if that is due; return in how many seconds to call this again.
 
-        In between, it looks at the pools of this process alone: the end of an attempt tells nobody.
+        In between, it looks at the pools of this process alone: the end of an attempt tells no one.
         """
         now = time.monotonic()
         if not self._members or self._poll_at == math.inf:
@@ -220,7 +220,7 @@ class Shares:
         """Return the rows that count, and delete the others."""
         self._execute(cursor, _ROWS, member.pool)
         found, rows = cursor.fetchall(), []
-        is_waiting = member.share.demand().waiting > 0  # else it matters to nobody who is dead
+        is_waiting = member.share.demand().waiting > 0  # else it does not matter which are dead
         for *values, is_valid in found:
             process = values[0]
             if (

@@ -464,7 +464,7 @@ class Service:
             sent_by: Who sends it, for people, in 1 to 200 characters, such as the user of this
                 request; ``None`` (the default) for this process. It is stored and shown with the
                 answer, and so is the note. Secrets are not replaced in them.
-            note: What is to be said of the answer, in at most 10,000 characters. When the same
+            note: What to say of the answer, in at most 10,000 characters. When the same
                 value comes again, ``sent_by`` and ``note`` of the first one stay.
 
         Raises:
