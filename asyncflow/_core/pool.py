@@ -161,8 +161,10 @@ class Pool:
         size: How many slots there are, at least 1.
         per_second: How many attempts may start in a second, above 0; a fraction is fine, and
             ``None`` (the default) means no such limit. Starts are spread evenly: with ``5`` there
-            is one every 200 ms, so that no second, wherever it begins, sees a burst. An event loop
-            with a virtual clock has starts of its own.
+            is one every 200 ms, so that no second, wherever it begins, sees a burst. A start counts
+            when the attempt gets it. With a journal it is stored before the action is called, so
+            after a stall of the database up to ``size`` attempts may begin together. An event
+            loop with a virtual clock has starts of its own.
         per_minute: The same for a minute. A pool has one of the two.
         tokens_per_minute: How many tokens the attempts that start in a minute may take, above 0;
             see ``tokens`` of a step. They are spread evenly too: after an attempt that takes a
