@@ -23,7 +23,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from asyncflow._core.errors import RunCancelledError
+from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import InterruptionCause, RunStatus, why_cancelled
 from asyncflow._core.streamed import StreamedValue, ValuesMissed
@@ -328,7 +328,14 @@ class RunHandle:
             or self._link.has_ended.has_waiters
             or not self._link.is_begun
         ):
-            _log.error("run %r has failed, and nothing awaits it", self.run_id, exc_info=error)
+            if isinstance(error, JournalError):  # its message says all
+                _log.error(
+                    "run %r did not end in this process, and nothing awaits it; a service can "
+                    "resume it: %s",
+                    *(self.run_id, describe_error(error)),
+                )
+            else:
+                _log.error("run %r has failed, and nothing awaits it", self.run_id, exc_info=error)
 
     # While it runs.
 

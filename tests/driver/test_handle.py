@@ -829,7 +829,8 @@ class TestAnOwner:
 
         errors = [each for each in caplog.records if each.levelno == logging.ERROR]
         assert [each.getMessage() for each in errors] == [
-            "run 'r' has failed, and nothing awaits it"
+            "run 'r' did not end in this process, and nothing awaits it; a service can resume it: "
+            "JournalError: journal memory: the disk is full"
         ]
         with pytest.raises(JournalError):
             await run.report()
