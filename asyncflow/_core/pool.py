@@ -870,8 +870,8 @@ def _check_shared(shared: object, name: str | None, per_key: int | None) -> None
         )
     if shared and per_key is not None:
         raise ValueError(
-            "per_key of a shared pool holds in one process only; use two pools: one with "
-            "shared=True, and one with per_key"
+            "per_key of a shared pool holds in one process only: leave it out; keys of runs hold "
+            "over processes: service.enqueue(..., key='acme')"
         )
 
 

@@ -251,7 +251,7 @@ class Shares:
                 _log.warning(
                     "%s has %s here, and %s in another process: while both use it, the smaller "
                     "numbers count",
-                    *(share.pool.title, _in_words(own), _in_words(other)),
+                    *(share.pool.title, _in_words(own, share.pool), _in_words(other, share.pool)),
                 )
         if member.has_warned:
             member.has_warned = False
@@ -295,9 +295,13 @@ class Shares:
             self._execute(cursor, _DELETE, member.pool, member.process)
 
 
-def _in_words(numbers: PoolNumbers) -> str:
-    shown = zip(PoolNumbers._fields, numbers, strict=True)
-    return ", ".join(f"{name} {value:g}" for name, value in shown if value is not None)
+def _in_words(numbers: PoolNumbers, pool: Pool) -> str:
+    """Return the numbers, with the rate as people have set it here."""
+    shown: dict[str, float | None] = numbers._asdict()
+    if pool.per_second is not None and numbers.per_minute is not None:
+        rate = numbers.per_minute / 60
+        shown = {"size": numbers.size, "per_second": rate, **shown, "per_minute": None}
+    return ", ".join(f"{name} {value:g}" for name, value in shown.items() if value is not None)
 
 
 _TYPES: tuple[Any, ...] = (str, int, int, int, float, int, float | None, float | None)

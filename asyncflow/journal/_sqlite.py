@@ -335,8 +335,7 @@ _PROBLEMS = {
     ),
     sqlite3.SQLITE_BUSY: (
         "another process has kept the database locked for {patience_s:g} s",
-        f"{_SAFE}: find what locks it, such as a shell with an open transaction or a backup, or "
-        "give each process a file of its own",
+        f"{_SAFE}: find what locks it, such as a shell with an open transaction or a backup",
     ),
     sqlite3.SQLITE_NOTADB: (
         "it is not an SQLite database",

@@ -118,7 +118,7 @@ def test_a_shared_pool_needs_a_name_and_has_no_limit_by_key() -> None:
         with pytest.raises(ValueError, match="a shared pool needs a name"):
             Pool(4, name=name, shared=True)
     with pytest.raises(
-        ValueError, match="per_key of a shared pool holds in one process only; use two"
+        ValueError, match="per_key of a shared pool holds in one process only: leave it"
     ):
         Pool(4, name="openai", shared=True, per_key=1)
     with pytest.raises(TypeError, match="shared must be True or False, not 1"):

@@ -164,8 +164,7 @@ async def test_a_write_to_a_database_locked_by_another_program_fails(path: Path)
 
     assert caught.value.problem == (
         "another process has kept the database locked for 0.1 s (database is locked); "
-        f"{WHOLE}: find what locks it, such as a shell with an open transaction or a backup, or "
-        "give each process a file of its own"
+        f"{WHOLE}: find what locks it, such as a shell with an open transaction or a backup"
     )
 
 
