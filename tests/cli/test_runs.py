@@ -265,9 +265,9 @@ def test_the_steps_of_an_orphan_were_running_when_its_process_died(
 ) -> None:
     report, drawn = shell("show", orphan).stdout, shell("show", orphan, "--timeline").stdout
 
-    assert "◇ RUNNING    one  was running when its process died" in report
+    assert "◇ ORPHANED   one  was running when its process died" in report
     assert "\n◇ ORPHANED after " in report
-    assert "◇ RUNNING" in drawn
+    assert "◇ ORPHANED" in drawn
     assert "◇ was running when its process died" in drawn
     assert "▒ unfinished" in drawn
 

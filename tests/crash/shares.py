@@ -414,7 +414,10 @@ class _Ledger:
         self._starts_s.append(line.at_s)
         self._end_wait(line)
         if line.at_s > self._ends_s:
-            raise BrokenPromise(f"it begins although its lease has ended: {line}")
+            if self._woken_s.get(pid) != math.inf:
+                self._put_aside(pid, math.inf)
+            if self._on_top[pid] < line.slots:
+                raise BrokenPromise(f"it begins although its lease has ended: {line}")
         if self._refusing_from_s < line.at_s < self._refusing_until_s:
             raise BrokenPromise(f"it begins although the pool is paused: {line}")
         on_top = self._on_top.get(pid, 0)

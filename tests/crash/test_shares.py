@@ -46,9 +46,9 @@ def test_live_processes_have_no_slot_too_many_and_none_starves(
         pools.kill_holders(SECONDS, Random(size))
 
     seen = pools.end()
-    assert pools.killed > SECONDS
+    assert pools.killed > SECONDS / 2
     assert size / 2 < seen.most <= size
-    assert len(seen.first_slots_s) > SECONDS
+    assert len(seen.first_slots_s) > SECONDS / 2
 
 
 @pytest.mark.timeout(120)

@@ -26,8 +26,12 @@ PAGE = ROOT / "docs" / "guides" / "waiting.md"
 
 
 def program() -> str:
-    """Return the blocks of the page up to the service."""
-    blocks = re.findall(r"^```python\n(.+?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.M)
+    """Return the blocks of the page up to the service, but for those that it says are parts."""
+    blocks = re.findall(
+        r"(?<!a part of a service -->\n)^```python\n(.+?)^```",
+        PAGE.read_text("utf-8"),
+        re.DOTALL | re.M,
+    )
     last = next(at for at, block in enumerate(blocks) if "FastAPI(" in block)
     return "\n\n".join(blocks[: last + 1])
 
