@@ -21,8 +21,7 @@ _LEAST_WIDTH, _LEAST_HEIGHT = 1 / 250, 1 / 4
 """How much of the timeline, and of a bar's height, the failed attempt of an item takes at least."""
 _ICON_WIDTH, _ABANDONED_WIDTH = 1.8, 5.0
 _EMPTY_MS = 1_000.0
-"""How long the timeline is of a run in which no time has passed: a longer axis of nothing would be
-as good, but one of a microsecond looks like a mistake."""
+"""How long the timeline is of a run in which no time has passed."""
 _GAP, _MOST_GAPS = 1.6, 25.0
 """A break, and all breaks together; in percent of a timeline of 900 pixels, like the widths."""
 
