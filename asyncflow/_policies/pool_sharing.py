@@ -75,7 +75,9 @@ def _enter(pool: Pool, persistence: RunPersistence | None) -> PoolShare:
         )
     with _lock:
         before = pool._share
-        if before is not None and before.runs and before.journal() is not journal:
+        # A run whose journal is closed or gone starts nothing, and may never end.
+        other_journal = before and before.runs and not before.is_closed and before.journal()
+        if other_journal and other_journal is not journal:
             raise ValueError(
                 f"{pool.title} is shared in the database of another journal, with which other runs "
                 "use it: wait until these have ended, or give both the same journal object"
@@ -83,7 +85,7 @@ def _enter(pool: Pool, persistence: RunPersistence | None) -> PoolShare:
         share = enter(pool, _CLOCK)
         key = share.database, pool.name or ""
         other = _used.get(key)
-        if other is not None and other.pool is not pool and other.runs:
+        if other is not None and other.pool is not pool and other.runs and not other.is_closed:
             share.leave()
             raise ValueError(
                 f"another Pool object that is shared as {pool.name!r} is used by other runs of "

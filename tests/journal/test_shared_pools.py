@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from memory_journal import MemoryJournal
 
 from asyncflow import Orchestrator, Pool, Retry, RunCancelledError, WorkflowStep, run_pipeline
 from asyncflow._core.pool import Clock
-from asyncflow._policies.pool_sharing import why_waiting
+from asyncflow._policies.pool_sharing import sharing, why_waiting
 from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import crash_everywhere, run_in_virtual_time, simulate
 
@@ -130,6 +131,22 @@ async def test_a_pool_belongs_to_one_journal_while_a_run_uses_it(
         assert (await pipeline.with_options(journal=other).run()).all_passed
         assert (await pipeline.with_options(journal=journal).run()).all_passed
     assert work.started == 3
+
+
+async def test_a_pool_is_free_when_the_journal_of_a_run_that_never_ends_is_closed(
+    tmp_path: Path,
+) -> None:
+    pool, work = shared(), Work()
+    work.may_go_on.set()
+    journal = SQLiteJournal(tmp_path / "one.db")
+    with sharing([pool], SimpleNamespace(journal=journal)):  # type: ignore[arg-type]
+        async with SQLiteJournal(tmp_path / "other.db") as other:
+            pipeline = Orchestrator(steps_in(pool, work), journal=other)
+            assert (await pipeline.with_options(journal=journal).run()).all_passed
+            with pytest.raises(ValueError, match="is shared in the database of another journal"):
+                await pipeline.run()
+            journal.close()
+            assert (await pipeline.run()).all_passed
 
 
 async def test_runs_of_several_loops_have_one_share(journal: Any) -> None:
