@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import VirtualTimeLoop
 
 ROOT = Path(__file__).parents[1]
@@ -158,6 +159,9 @@ def run_page(page: Path) -> list[str]:
                 if expected is not None and without_times(expected) != without_times(actual):
                     differences.append(f"{page.name}:{block.line} prints\n{actual}not\n{expected}")
     finally:
+        for value in vars(module).values():
+            if isinstance(value, SQLiteJournal):  # a program's journal is closed as it ends
+                value.close()
         del sys.modules[module.__name__]
     return differences
 

@@ -41,7 +41,7 @@ class Endless:
 @pytest.mark.parametrize(
     "hint",
     [
-        *(bool, int, float, str, Decimal, Path, UUID, Paint, Order, Literal["b", 1]),
+        *(bool, int, float, str, Decimal, Path, UUID, Paint, Order, Literal["b", "a"]),
         *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta),
     ],
 )
