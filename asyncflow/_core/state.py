@@ -553,7 +553,7 @@ class RunState:
         return batch
 
     def take_unasked(self) -> list[int]:
-        """Return the steps whose turn has come and whose condition is to be asked, each once."""
+        """Return the steps whose turn has come and whose condition must be asked, each once."""
         unasked, self._readiness.unasked = self._readiness.unasked, []
         return unasked
 

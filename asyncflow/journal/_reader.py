@@ -219,7 +219,7 @@ class RunReader:
         return schema
 
     def _run_with(self, run_id: str, signal: str) -> tuple[StoredRun, int | None]:
-        """Return what is to be known of a run of whose signals one has this name.
+        """Return what is known of a run that has a signal of this name.
 
         It comes with the checksum of the run.
         """

@@ -150,20 +150,11 @@ class Resumer:
             return known[2]
 
     async def _previewed(self, record: RunRecord) -> str:
-        found = await self._preview_of(record)
-        return "" if found is None else counts_text(found)
-
-    async def _preview_of(self, record: RunRecord, **rerun: Any) -> RunPreview | None:
-        """Return what a resumption would do, or a rerun with these arguments of `preview`.
-
-        ``None`` if that would be refused, which says why.
-        """
         pipeline = self._pipelines[record.pipeline].with_options(journal=self._journal)
         try:
-            found: RunPreview = await pipeline.preview(record.run_id, **rerun)
+            return counts_text(await pipeline.preview(record.run_id))
         except (ValueError, TypeError, RunNotFoundError, PayloadError):
-            return None
-        return found
+            return ""  # the resumption would be refused, and says why
 
     def rerun_options(self, record: RunRecord) -> dict[str, object] | None:
         """Return what a page offers for rerunning a run; ``None`` if it can't be.
@@ -195,8 +186,7 @@ class Resumer:
         `ResumeRefusedError` if the run can't be rerun, or failed at once.
         """
         pipeline, wanted = self._rerun_of(record, from_steps, inputs, everything=everything)
-        found = await self._preview_of(record, rerun=True, **wanted)
-        if found is not None and runs_nothing(found):
+        if runs_nothing(await _rerun_preview(pipeline, record, wanted)):
             return None
         run_id = await free_name(self._journal)
 
@@ -207,12 +197,7 @@ class Resumer:
                 return False
             return True
 
-        start = partial(
-            pipeline.with_options(journal=self._journal).rerun,
-            record.run_id,
-            run_id,
-            **wanted,
-        )
+        start = partial(pipeline.rerun, record.run_id, run_id, **wanted)
         await self._begun(run_id, self._start(run_id, start), has_begun)
         return run_id
 
@@ -226,12 +211,7 @@ class Resumer:
     ) -> RunPreview:
         """Return what `rerun` would do; raise `ResumeRefusedError` if that can't be rerun."""
         pipeline, wanted = self._rerun_of(record, from_steps, inputs, everything=everything)
-        stored = pipeline.with_options(journal=self._journal)
-        try:
-            found: RunPreview = await stored.preview(record.run_id, rerun=True, **wanted)
-        except (ValueError, TypeError, PayloadError) as error:
-            raise ResumeRefusedError(_why_not(error)) from error
-        return found
+        return await _rerun_preview(pipeline, record, wanted)
 
     def _rerun_of(
         self,
@@ -248,7 +228,8 @@ class Resumer:
             raise ResumeRefusedError("it is damaged")
         if everything:
             from_steps = [step.name for step in pipeline.steps]
-        return pipeline, {"from_": from_steps, "inputs": self._typed(pipeline, inputs)}
+        typed = self._typed(pipeline, inputs)
+        return pipeline.with_options(journal=self._journal), {"from_": from_steps, "inputs": typed}
 
     def _typed(self, pipeline: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return inputs with values of the types that the actions declare."""
@@ -380,6 +361,15 @@ def _runnable(name: str, pipeline: Any) -> Any:
             f"{type(pipeline).__name__}; Orchestrator(steps, name={name!r}) makes one of steps"
         )
     return runnable
+
+
+async def _rerun_preview(pipeline: Any, record: RunRecord, wanted: dict[str, Any]) -> RunPreview:
+    """Return what a rerun would do; raise `ResumeRefusedError` if it would be refused."""
+    try:
+        found: RunPreview = await pipeline.preview(record.run_id, rerun=True, **wanted)
+    except (ValueError, TypeError, PayloadError) as error:
+        raise ResumeRefusedError(_why_not(error)) from error
+    return found
 
 
 def _why_not(error: Exception) -> str:
