@@ -90,6 +90,7 @@ def member_text(name: str, owner: type) -> str:
     member = vars(owner).get(name)
     if isinstance(member, classmethod | staticmethod):
         return f"@{type(member).__name__} {function(name, member.__func__)}"
+    member = inspect.unwrap(member)
     if inspect.isroutine(member):
         return function(name, member)
     getter = getattr(member, "fget", None) or getattr(member, "func", None)  # or cached

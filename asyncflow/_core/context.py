@@ -10,7 +10,17 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NamedTuple,
+    Never,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    cast,
+)
 
 from asyncflow._core import process_attempt
 from asyncflow._core.arguments import check_number
@@ -91,6 +101,26 @@ process asks for its idempotency key. A test watches; there are none outside of 
 call_watchers: list[Callable[[str, int | None, str], object]] = []
 """Each is called with the step, the item and the name when an action of this process makes a call
 by name, and does not get a stored value. A test watches here too."""
+
+
+class _InLoopOnly:
+    """A coroutine method that a thread can't forget to await: there it raises when it is called.
+
+    In the event loop it is the coroutine function that it was, which libraries recognise it by.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.__wrapped__ = method
+        self.__doc__ = method.__doc__
+
+    def __get__(self, step: StepContext | None, owner: type) -> Any:
+        if step is not None and step._open_calls() is None:
+            return step._refuse_call
+        return self.__wrapped__.__get__(step, owner)
+
+
+def _in_loop_only(method: T) -> T:
+    return cast("T", _InLoopOnly(cast("Callable[..., Any]", method)))
 
 
 class StepContext:
@@ -273,6 +303,7 @@ class StepContext:
         """
         return self._checkpoints.last(self._running)
 
+    @_in_loop_only
     async def call(
         self,
         name: str,
@@ -302,14 +333,15 @@ class StepContext:
         default, limits all calls of an attempt together: give a step that makes many
         ``timeout_ms=None`` and a ``deadline_ms``, and each call its limit within the function, such
         as with `asyncio.timeout`. A call that raises ends the attempt unless the action catches the
-        error, and ``max_retries`` counts all attempts of the loop.
+        error, such as to make the call again under the same name; and ``max_retries`` counts all
+        attempts of the loop.
 
         What a step with ``secret=True`` calls, and any step of a run without a journal, is kept in
         memory, between the attempts of this process.
 
         Args:
             name: What the call is for, the same in each attempt: `"ask-3"`. An attempt uses a name
-                once. At most 200 characters.
+                once; after the call has raised, the name is free again. At most 200 characters.
             function: A coroutine function, or whatever else an action may be. What it returns is
                 stored like an output of that annotation. Errors are raised, and not stored.
             args: Its arguments. They are not compared; if they can be written as JSON and have
@@ -317,22 +349,31 @@ class StepContext:
             kwargs: Its keyword arguments.
 
         Raises:
-            ValueError: This attempt has made a call of that name.
+            ValueError: This attempt has made a call of that name, or is making it.
             TypeError: ``function`` is not an async callable.
             PayloadError: What it returned would not come back equal. No other attempt follows,
                 since it would pay again.
             RuntimeError: The action does not run in the event loop of the run, or its attempt has
                 ended.
         """
-        run = self._run
-        if run is None or run.open_calls is None:
-            raise RuntimeError(
-                f"step {self.step_name!r}: call {name!r} works only in the event loop of the run, "
-                "and not in a process or on an engine; make it in a step without them"
-            )
-        calls = run.open_calls(run, self._running)
+        calls = self._open_calls()
+        if calls is None:  # a thread has taken the method from the loop
+            self._refuse_call(name)
+        run = cast("RunContext", self._run)
         value: T = await calls.call(run, self._running, name, function, args, kwargs)
         return value
+
+    def _open_calls(self) -> Calls | None:
+        """Return what makes the calls; ``None`` outside of the event loop of the run."""
+        run = self._run
+        return None if run is None or run.open_calls is None else run.open_calls(run, self._running)
+
+    def _refuse_call(self, name: str, *_: object, **__: object) -> Never:
+        raise RuntimeError(
+            f"step {self.step_name!r}: call {name!r} works only in the event loop of the run, not "
+            "in a thread or a process or on an engine; await it in an 'async def' action that runs "
+            "in the loop, and pass on what it returns"
+        )
 
     def attach(self, name: str, data_or_path: object, media_type: str | None = None) -> None:
         """Attach data for people to look at, such as a plot or a table.
@@ -609,8 +650,9 @@ class RunContext:
     last_errors: dict[tuple[str, int | None], BaseException] = made_by(default_factory=dict)
     """What the attempt before failed with, of each node that makes another one."""
     checkpoints: Checkpoints = made_by(default_factory=Checkpoints)
-    open_calls: Callable[[RunContext, StartedAttempt], Calls] | None = None
-    """Returns what makes the calls of the step, or item, of a running attempt."""
+    open_calls: Callable[[RunContext, StartedAttempt], Calls | None] | None = None
+    """Returns what makes the calls of the step, or item, of a running attempt; ``None`` outside of
+    the event loop of the run."""
 
     @property
     def by_node(self) -> tuple[dict[tuple[str, int | None], Any], ...]:

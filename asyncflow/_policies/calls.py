@@ -7,7 +7,8 @@ Rules:
 1. A value is stored before the attempt can end: between the moment at which the function returns
    and the one at which its value goes to the journal, nothing is awaited. A cancellation that comes
    while it is being stored waits until it is.
-2. An attempt gets what earlier ones have stored, never its own: a name is used once in an attempt.
+2. An attempt gets what earlier ones have stored, never its own: it uses a name once with success.
+   A name is free again as soon as its call has raised.
 3. A call may outlive its attempt, such as in a task that the action has left behind. The next
    attempt that asks for it waits for it. When the step, or item, has ended, its value is dropped.
 """
@@ -65,7 +66,7 @@ class NamedCalls:
         function again and again."""
         self._attempt = 0
         self._used: set[str] = set()
-        """The names that the attempt has used."""
+        """The names of the attempt's calls, without those that have raised."""
         self._made: dict[str, StoredCall | None] = dict.fromkeys(stored)
         """What calls have returned; ``None`` if the journal has it."""
         self._under_way: dict[str, asyncio.Future[None]] = {}
@@ -82,6 +83,23 @@ class NamedCalls:
         """Do what `StepContext.call` says."""
         _check(name, function)
         self._use(running, name)
+        try:
+            return await self._make(run, running, name, function, args, kwargs)
+        except BaseException:
+            if self._attempt == running[1]:  # else it is a name of a later attempt
+                self._used.discard(name)
+            raise
+
+    async def _make(
+        self,
+        run: RunContext,
+        running: StartedAttempt,
+        name: str,
+        function: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Return what is stored under a name; else call, and store it."""
         subject = f"what call {name!r} of step {running[0]!r} returned"
         hint, arguments = self._hint_of(function), _checksum_of(args, kwargs)
         while (earlier := self._under_way.get(name)) is not None:
@@ -131,9 +149,10 @@ class NamedCalls:
             self._attempt = running[1]
             self._used.clear()
         if name in self._used:
+            when = "is under way" if name in self._under_way else "was made before"
             raise ValueError(
-                f"step {running[0]!r}: call {name!r} was made before in this attempt; give each "
-                "call a name of its own, such as f'ask-{turn}'"
+                f"step {running[0]!r}: call {name!r} {when} in this attempt; give each call a name "
+                "of its own, such as f'ask-{turn}'"
             )
         self._used.add(name)
 

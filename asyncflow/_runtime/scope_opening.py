@@ -159,13 +159,10 @@ def _open_calls(
     stored: Mapping[Key, Collection[str]],
     run: RunContext,
     running: StartedAttempt,
-) -> NamedCalls:
-    """Return what makes the calls of the step, or item, of an attempt."""
-    if asyncio.get_running_loop() is not loop:
-        raise RuntimeError(
-            f"step {running[0]!r}: call works only in the event loop of the run, and not in a "
-            "thread; make it in a step without runs_in"
-        )
+) -> NamedCalls | None:
+    """Return what makes the calls of the step, or item, of an attempt; ``None`` in a thread."""
+    if asyncio._get_running_loop() is not loop:
+        return None
     from asyncflow._policies.calls import NamedCalls  # few runs make any
 
     step, item = running[0], running[4]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import inspect
 import logging
 from dataclasses import dataclass
 
@@ -114,16 +116,126 @@ async def test_a_step_that_is_made_anew_and_a_rerun_have_no_calls(path):
     assert model.asked == [0, 0, 0]
 
 
-async def test_an_attempt_uses_a_name_once():
+@pytest.mark.parametrize("name", ["one after the other", "at the same time"])
+async def test_an_attempt_uses_a_name_once(name):
     async def action():
         step = current_step()
+        if name == "at the same time":
+            await asyncio.gather(*(step.call("ask", asyncio.sleep, 0, 1) for _ in range(2)))
         for _ in range(2):
             await step.call("ask", asyncio.sleep, 0, 1)
 
     report = await run_pipeline([WorkflowStep("a", action)])
 
+    state = "is under way" if name == "at the same time" else "was made before"
     assert isinstance(report["a"].error, ValueError)
-    assert "call 'ask' was made before in this attempt" in str(report["a"].error)
+    assert f"call 'ask' {state} in this attempt; give each call a name" in str(report["a"].error)
+
+
+async def test_a_name_is_free_again_when_its_function_has_raised():
+    asked = []
+
+    async def ask():
+        asked.append(current_step().attempt)
+        if len(asked) < 3:
+            raise ConnectionError
+        return len(asked)
+
+    async def action():
+        step = current_step()
+        for _ in range(2):
+            with contextlib.suppress(ConnectionError):
+                await step.call("ask", ask)
+        answer = await step.call("ask", ask)
+        if step.attempt == 1:
+            raise OSError
+        return answer
+
+    report = await run_pipeline([WorkflowStep("a", action, max_retries=2)])
+
+    assert asked == [1, 1, 1]
+    error = report["a"].error  # of attempt 2, which has the value of attempt 1 at once
+    assert "call 'ask' was made before in this attempt" in str(error)
+
+
+async def test_a_loop_of_tenacity_makes_a_call_until_it_returns():
+    tenacity = pytest.importorskip("tenacity")
+    model, refused = Model(), [ConnectionError, ConnectionError]
+
+    async def ask():
+        if refused:
+            raise refused.pop()
+        return await model.ask(1)
+
+    async def action():
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(1)
+        )
+        return await retrying(current_step().call, "ask", ask)
+
+    journal = MemoryJournal()
+    report = await run_pipeline([WorkflowStep("a", action)], journal=journal)
+
+    assert report["a"].output == 10
+    assert model.asked == [1]
+
+
+async def test_a_limit_around_a_call_frees_its_name_and_keeps_what_was_being_stored():
+    class SlowSession(MemoryJournal.session):
+        def append_call(self, step, item, name, stored):
+            storing = super().append_call(step, item, name, stored)
+
+            async def late():
+                await asyncio.sleep(1)
+                await storing
+
+            return late()
+
+    journal, model = MemoryJournal(), Model()
+    journal.session = SlowSession
+
+    async def action():
+        step = current_step()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.005):
+                await step.call("ask", model.ask, 1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await step.call("ask", model.ask, 1)
+        return await step.call("ask", model.ask, 1)
+
+    report = await run_pipeline([WorkflowStep("a", action)], journal=journal)
+
+    assert report["a"].output == 10
+    assert model.asked == [1]
+
+
+async def test_a_call_that_an_earlier_attempt_has_left_frees_no_name_of_a_later_one():
+    begun, kept = [], []
+
+    async def ask():
+        begun.append(current_step().attempt)
+        await asyncio.sleep(1)
+        if len(begun) == 1:
+            raise ConnectionError
+
+    async def action():
+        step = current_step()
+        call = asyncio.create_task(step.call("ask", ask))
+        kept.append(call)
+        await asyncio.sleep(0.5)
+        if step.attempt == 1:
+            raise OSError
+        await asyncio.sleep(1)
+        await call
+        with pytest.raises(ValueError, match="was made before"):
+            await step.call("ask", ask)
+
+    report = await run_pipeline([WorkflowStep("a", action, max_retries=2)])
+
+    assert report.all_passed
+    assert begun == [1, 2]
+    assert isinstance(kept[0].exception(), ConnectionError)
 
 
 async def test_a_call_with_other_arguments_warns_and_returns_what_is_stored(caplog):
@@ -464,7 +576,7 @@ async def test_calls_within_a_call_are_stored_too():
 
 
 def call_in_thread():
-    asyncio.run(current_step().call("x", asyncio.sleep, 0))
+    _ = current_step().call("x", asyncio.sleep, 0)  # without an await: it must raise here
 
 
 @pytest.mark.process
@@ -475,7 +587,22 @@ async def test_calls_work_in_the_event_loop_of_the_run_only(action, runs_in):
     report = await run_pipeline([WorkflowStep("a", action, runs_in=runs_in)])
 
     assert isinstance(report["a"].error, RuntimeError)
-    assert "works only in the event loop of the run" in str(report["a"].error)
+    assert "call 'x' works only in the event loop of the run" in str(report["a"].error)
+    assert "await it in an 'async def' action that runs in the loop" in str(report["a"].error)
+
+
+@pytest.mark.parametrize("taken", ["the step", "the method"])
+async def test_a_thread_that_an_action_starts_makes_no_call(taken):
+    async def action():
+        step = current_step()
+        assert inspect.iscoroutinefunction(step.call)  # what awaits it recognises it by that
+        take = step.call if taken == "the method" else lambda *args: step.call(*args)
+        await asyncio.to_thread(lambda: asyncio.run(take("x", asyncio.sleep, 0)))
+
+    report = await run_pipeline([WorkflowStep("a", action)])
+
+    assert isinstance(report["a"].error, RuntimeError)
+    assert "call 'x' works only in the event loop of the run" in str(report["a"].error)
 
 
 async def test_ten_calls_that_end_together_are_one_commit_or_two(path, monkeypatch):

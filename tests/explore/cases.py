@@ -164,7 +164,8 @@ class Step(NamedTuple):
     """How many checkpoints each attempt makes before each of its waits, and one less before all."""
     pays: str = ""
     """How it makes its waits: nothing for plainly; as calls by name, each ``in turn``, ``at once``
-    with another call, or beside one that is ``left`` running in a task."""
+    with another call, beside one that is ``left`` running in a task, or ``again`` after its
+    function has raised."""
     streams: int = 0
     """How many values each attempt streams before each of its waits, and at the end of each call
     that it has left running."""
@@ -408,7 +409,7 @@ def calling(flow: Flow, chance: Random) -> Flow:
     pays, streams = random() < 0.8, random() < 0.6
     steps = (
         step._replace(
-            pays=_PAYS[int(random() * 4)] if pays and not step.thread else "",
+            pays=_PAYS[int(random() * len(_PAYS))] if pays and not step.thread else "",
             streams=int(random() * 3) if streams else 0,
         )
         for step in flow.steps
@@ -416,7 +417,7 @@ def calling(flow: Flow, chance: Random) -> Flow:
     return flow._replace(steps=tuple(steps))
 
 
-_PAYS = ("", "in turn", "at once", "left")
+_PAYS = ("", "in turn", "at once", "left", "again")
 
 
 def _sources_of(flow: Flow, steps: list[Step]) -> set[int]:

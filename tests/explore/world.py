@@ -947,8 +947,9 @@ async def _pay(
     world: World, call: Call, context: StepContext, spec: Step, turn: int, wait: int
 ) -> None:
     """Wait as a call by name, or as several."""
-    if spec.pays == "in turn":
-        await _pay_for(world, call, context, f"turn {turn}", wait)
+    if spec.pays in {"in turn", "again"}:
+        refusals = int(spec.pays == "again")
+        await _pay_for(world, call, context, f"turn {turn}", wait, refusals)
     elif spec.pays == "at once":
         await asyncio.gather(
             _pay_for(world, call, context, f"turn {turn}", wait),
@@ -969,10 +970,13 @@ async def _leave(
     _stream(world, call, context, spec.streams)
 
 
-async def _pay_for(world: World, call: Call, context: StepContext, name: str, wait: int) -> None:
+async def _pay_for(
+    world: World, call: Call, context: StepContext, name: str, wait: int, refusals: int = 0
+) -> None:
+    """Make a call, and again while its function refuses."""
     paid = call.run, call.step, call.item, name
 
-    async def pay() -> tuple[Any, ...]:
+    async def pay(is_refused: bool) -> tuple[Any, ...]:
         if paid in world.paid or paid in world.paying:
             world.violations.append(f"{paid} is paid again")
         world.paying.add(paid)
@@ -980,12 +984,19 @@ async def _pay_for(world: World, call: Call, context: StepContext, name: str, wa
             await asyncio.sleep(wait * TICK_S)
         finally:
             world.paying.discard(paid)
+        if is_refused:
+            raise ConnectionRefusedError
         world.paid[paid] = call.attempt
         if world.journal is not None and world.live.get((call.run, *call.key)) is call:
             world.journal.must_store(str(call.run), (context.step_name, call.item), name)
         return (*paid, call.attempt)
 
-    answered = await context.call(name, pay)
+    for _ in range(refusals):
+        with suppress(ConnectionRefusedError):
+            answered = await context.call(name, pay, True)
+            break
+    else:
+        answered = await context.call(name, pay, False)
     expected = *paid, world.paid.get(paid)
     if answered != expected:
         world.violations.append(f"the call has returned {answered}, and not {expected}")
