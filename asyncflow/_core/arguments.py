@@ -339,8 +339,8 @@ def default_of(function: Callable[..., Any], parameter: str) -> object:
     return python_signature(function).parameters[parameter].default
 
 
-def upstream_defaults(function: Callable[..., Any]) -> dict[str, Upstream]:
-    """Return the outputs that a function's defaults ask for, by parameter."""
+def defaults_of(function: Callable[..., Any]) -> dict[str, object]:
+    """Return the defaults of a function's parameters that have one."""
     try:
         parameters = python_signature(function).parameters
     except ValueError:  # some callables written in C have none
@@ -348,7 +348,16 @@ def upstream_defaults(function: Callable[..., Any]) -> dict[str, Upstream]:
     return {
         parameter.name: parameter.default
         for parameter in parameters.values()
-        if type(parameter.default) is Upstream
+        if parameter.default is not parameter.empty
+    }
+
+
+def upstream_defaults(function: Callable[..., Any]) -> dict[str, Upstream]:
+    """Return the outputs that a function's defaults ask for, by parameter."""
+    return {
+        parameter: default
+        for parameter, default in defaults_of(function).items()
+        if type(default) is Upstream
     }
 
 

@@ -20,7 +20,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MethodType
 from typing import TypeAlias
 
@@ -29,6 +30,7 @@ from asyncflow._core.arguments import (
     Upstream,
     arguments_of,
     check_arguments,
+    defaults_of,
     function_of,
     upstream_defaults,
 )
@@ -66,6 +68,18 @@ class DeclaredStep:
             for parameter, upstream in upstream_defaults(taker_of(self.function)).items()
             if not isinstance(self.depends_on, dict) or parameter not in self.depends_on
         }
+
+    def left_defaults(self, given: Collection[object]) -> Iterator[tuple[str, str, object]]:
+        """Yield the defaults that its functions receive: of which function, and which parameter.
+
+        ``given`` are the parameters for which a dependency provides a value.
+        """
+        takers = {"action": taker_of(self.function), "condition": self.policies.get("when")}
+        for what, taker in takers.items():
+            bound = taker.keywords if isinstance(taker, partial) else ()
+            for parameter, default in ({} if taker is None else defaults_of(taker)).items():
+                if parameter not in given and parameter not in bound:
+                    yield what, parameter, default
 
     def is_mapped(self) -> bool:
         return self.map_over is not None or any(up.each for up in self.upstream().values())

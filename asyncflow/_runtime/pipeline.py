@@ -15,6 +15,7 @@ from collections.abc import (
     AsyncIterable,
     Awaitable,
     Callable,
+    Collection,
     Coroutine,
     Iterable,
     Iterator,
@@ -31,6 +32,7 @@ from typing import (
     Unpack,
     overload,
 )
+from weakref import WeakValueDictionary
 
 from asyncflow._core.arguments import Upstream, suggests_arguments
 from asyncflow._core.composition import (
@@ -244,6 +246,55 @@ class _Declaration:
                 found[stack.pop()] = None
         return [*found]
 
+    def add(self, step: DeclaredStep) -> None:
+        self.check_new(step.name)
+        self._check_defaults(step)
+        key = identity_of(step.function)
+        self.parts[step.name] = step
+        self.functions[key] = step.name
+        _DECLARED_IN[key] = self
+
+    def _check_defaults(self, step: DeclaredStep) -> None:
+        """Refuse a default that is a step itself: the action would receive the function."""
+        given: Collection[object] = step.depends_on
+        if not isinstance(step.depends_on, dict):
+            given = [e if isinstance(e, str) else self._name_of(e) for e in step.depends_on]
+        for taker, parameter, default in step.left_defaults(given):
+            other = _DECLARED_IN.get(identity_of(default))
+            if (name := self._name_of(default)) is not None:
+                way_out = self._ways_to_take(name, default, is_condition=taker != "action")
+            elif other is not None:
+                name = other.functions[identity_of(default)]
+                way_out = f"include pipeline {other.name!r} and take its output with after()"
+            elif isinstance(default, Pipeline):
+                name, way_out = default.name, "include it and take its output with after()"
+            else:
+                continue
+            what = "pipeline" if isinstance(default, Pipeline) else "step"
+            raise ValueError(
+                f"step {step.name!r}: the default of parameter {parameter!r} of its {taker} is "
+                f"{what} {name!r}, and would be passed as it is; {way_out}"
+            )
+
+    def _name_of(self, source: object) -> str | None:
+        """Return the name of the step or included pipeline for which an object stands here."""
+        if not isinstance(source, Pipeline):
+            return self.functions.get(identity_of(source))
+        included = (part for part in self.parts.values() if isinstance(part, IncludedPipeline))
+        return next((part.name for part in included if part.pipeline is source), None)
+
+    def _ways_to_take(self, name: str, source: object, *, is_condition: bool) -> str:
+        """Say how a parameter takes the output of a step or an included pipeline."""
+        part, shown = self.parts[name], getattr(source, "__name__", name)
+        is_mapped = isinstance(part, DeclaredStep) and part.is_mapped()
+        whole = f"{'collect' if is_mapped else 'after'}({shown})"
+        item = f"each({whole if is_mapped else shown})"
+        return (
+            f"write {whole} to take its output"
+            + ("" if is_condition else f", {item} to take it item by item")
+            + f", or depends_on=[{shown}] and name the parameter {name!r} without a default"
+        )
+
     def check_new(self, name: str) -> None:
         if "/" in name:
             raise ValueError(
@@ -255,6 +306,11 @@ class _Declaration:
                 f"pipeline {self.name!r} has a step named {name!r} already; give this one "
                 "another name=..."
             )
+
+
+_DECLARED_IN: WeakValueDictionary[object, _Declaration] = WeakValueDictionary()
+"""The pipeline of each function that is a step, by the function's identity: where one is a default
+is a mistake, whatever pipeline it belongs to."""
 
 
 @suggests_arguments
@@ -395,15 +451,13 @@ class Pipeline(Runnable):
                     f"step_options of pipeline {self.name!r} give the step: {', '.join(inherited)}"
                 )
             raise
-        declaration.check_new(name)
         if identity_of(function) in declaration.functions:
             raise ValueError(
                 f"the function of step {name!r} is in pipeline {self.name!r} already, as step "
                 f"{declaration.functions[identity_of(function)]!r}; wrap it in another one to have "
                 "it twice"
             )
-        declaration.parts[name] = declared
-        declaration.functions[identity_of(function)] = name
+        declaration.add(declared)
         return function
 
     @overload
@@ -503,9 +557,7 @@ class Pipeline(Runnable):
 
     def _declare(self, declared: DeclaredStep) -> None:
         check_policies(declared.name, declared.function, declared.policies)
-        self._declaration.check_new(declared.name)
-        self._declaration.parts[declared.name] = declared
-        self._declaration.functions[identity_of(declared.function)] = declared.name
+        self._declaration.add(declared)
 
     def include(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import re
 import sys
@@ -602,6 +603,69 @@ class TestEdges:
 
         with refused("step 'nothing' depends on 3; a dependency is the name or", TypeError):
             etl.steps  # noqa: B018
+
+    def test_a_step_as_a_default_is_refused_where_the_decorator_is(self) -> None:
+        etl = pipeline_of(list_urls, fetch)
+
+        with refused(
+            "step 'late': the default of parameter 'u' of its action is step 'list_urls', and "
+            "would be passed as it is; write after(list_urls) to take its output, each(list_urls) "
+            "to take it item by item, or depends_on=[list_urls] and name the parameter "
+            "'list_urls' without a default"
+        ):
+
+            @etl.step
+            async def late(u: Any = list_urls) -> None: ...
+
+        with refused("write collect(fetch) to take its output, each(collect(fetch)) to take it"):
+
+            @etl.step(depends_on=[list_urls])
+            async def later(pages: Any = fetch, *, list_urls: Any = list_urls) -> None: ...
+
+        assert len(etl.steps) == 2
+
+    def test_a_step_as_a_default_of_a_condition_is_refused_too(self) -> None:
+        etl = pipeline_of(extract)
+
+        with refused("its condition is step 'extract', and would be passed as it is; write after"):
+            etl.step(when=lambda rows=extract: bool(rows))(nothing)
+
+    def test_a_signal_or_a_pipeline_as_a_default_is_refused(self) -> None:
+        etl, inner = Pipeline("etl"), pipeline_of(nothing, name="inner")
+        agreed = etl.signal("agreed", bool)
+
+        async def takes_signal(answer: Any = agreed) -> None: ...
+        async def takes_pipeline(part: Any = inner) -> None: ...
+
+        with refused("'answer' of its action is step 'agreed', and would be passed as it is; wri"):
+            etl.step(takes_signal)
+        with refused("pipeline 'inner', and would be passed as it is; include it and take its"):
+            etl.step(takes_pipeline)
+        etl.include(inner)
+        with refused("pipeline 'inner', and would be passed as it is; write after(inner) to take"):
+            etl.step(takes_pipeline)
+
+    def test_a_step_of_another_pipeline_as_a_default_is_refused(self) -> None:
+        async def source() -> None: ...
+        async def late(rows: Any = source) -> None: ...
+
+        other = pipeline_of(source, name="other")
+
+        with refused("include pipeline 'other' and take its output with after()"):
+            Pipeline("etl").step(late)
+        del other
+        gc.collect()
+        assert Pipeline("etl").step(late) is late  # no step any more
+
+    def test_a_function_may_have_a_default_that_a_dependency_or_a_partial_replaces(self) -> None:
+        etl = pipeline_of(list_urls, nothing)
+
+        async def late(list_urls: Any = list_urls, other: Any = nothing) -> None: ...
+
+        etl.step(depends_on={"list_urls": list_urls, "other": nothing})(late)
+        etl.step(functools.partial(late, other=nothing), name="again", depends_on=[list_urls])
+
+        assert etl.steps[2].parameters == (("list_urls", "list_urls"), ("other", "nothing"))
 
     @pytest.mark.parametrize("word", [after, each, collect])
     def test_a_marker_takes_a_function(self, word: Any) -> None:
