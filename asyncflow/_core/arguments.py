@@ -382,6 +382,23 @@ def is_iterator(value: object) -> bool:
     return issubclass(type(value), Iterator | AsyncIterator)
 
 
+def instead_of_iterator(iterator: object) -> str:
+    """Name what to return, or pass, in place of an iterator: what can be read more than once."""
+    kind = type(iterator)
+    if hasattr(kind, "getvalue"):  # a file in memory
+        return "what its getvalue() returns"
+    if hasattr(kind, "readline"):
+        return "the path of the file, or what its read() returns"
+    if hasattr(kind, "fetchall"):
+        return "its rows, with fetchall()"
+    if issubclass(kind, AsyncIterator):
+        return (
+            "a list, [item async for item in ...]; only one mapped step, in a run without a "
+            "journal, can take the items as they come"
+        )
+    return "a list, with list(...)"
+
+
 def refuse_unawaited(name: str, output: CoroutineType[Any, Any, Any]) -> None:
     """Refuse an output that is a coroutine which nothing has begun to await."""
     if inspect.getcoroutinestate(output) == inspect.CORO_CREATED:

@@ -219,18 +219,22 @@ class SharedIteratorError(_AttributedError, TypeError):
         step_name: The step; with its number, ``fetch[3]``, for an item of a mapped step.
         returned: The name of the type that the step returned.
         takers: The names of the steps that take it.
+        instead: What the step can return instead: of an open file, its path.
     """
 
-    def __init__(self, step_name: str, returned: str, takers: tuple[str, ...]) -> None:
-        super().__init__(step_name, returned, takers)
+    def __init__(
+        self, step_name: str, returned: str, takers: tuple[str, ...], instead: str = "a list"
+    ) -> None:
+        super().__init__(step_name, returned, takers, instead)
         self.step_name = step_name
         self.returned = returned
         self.takers = takers
+        self.instead = instead
 
     def __str__(self) -> str:
         return (
             f"step {self.step_name!r} returned an iterator ({self.returned}), which "
-            f"{shared_by(self.takers)}; return a list"
+            f"{shared_by(self.takers)}; return {self.instead}"
         )
 
 

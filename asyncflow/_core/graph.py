@@ -22,7 +22,13 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from asyncflow._core.arguments import NO_PARAMETERS, Signature, check_names, is_iterator
+from asyncflow._core.arguments import (
+    NO_PARAMETERS,
+    Signature,
+    check_names,
+    instead_of_iterator,
+    is_iterator,
+)
 from asyncflow._core.errors import CyclicDependencyError, MissingInputError, shared_by
 from asyncflow._core.record import derived, made_by, record, replace
 from asyncflow._core.step import WorkflowStep, inputs_mapped_over
@@ -678,7 +684,7 @@ def refuse_shared_inputs(plan: Plan, bindings: Bindings, inputs: Mapping[str, ob
             takers = [step.name for step, taken in zip(plan.steps, times, strict=True) if taken]
             raise TypeError(
                 f"input {name!r} is an iterator ({type(inputs[name]).__name__}), which "
-                f"{shared_by(takers)}; pass a list"
+                f"{shared_by(takers)}; pass {instead_of_iterator(inputs[name])}"
             )
 
 

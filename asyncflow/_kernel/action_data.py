@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from asyncflow._core.arguments import PLAIN_OUTPUTS, Signature, is_iterator
+from asyncflow._core.arguments import PLAIN_OUTPUTS, Signature, instead_of_iterator, is_iterator
 from asyncflow._core.errors import SharedIteratorError
 from asyncflow._core.graph import ITEM, Binding, ItemOf, Plan, takers_of
 from asyncflow._core.state import RunState
@@ -61,7 +61,9 @@ class ActionData:
         takers = [at for at in takers_of(plan, start.bindings, step) if at not in restored]
         if len(takers) > 1:
             names = tuple(plan.steps[at].name for at in dict.fromkeys(takers))
-            raise SharedIteratorError(runs.name_of(node), type(output).__name__, names)
+            raise SharedIteratorError(
+                runs.name_of(node), type(output).__name__, names, instead_of_iterator(output)
+            )
 
     def _collect(self, node: int, binding: Binding, signature: Signature) -> dict[str, Any]:
         arguments = {}

@@ -36,7 +36,7 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
-from asyncflow._core.arguments import is_iterator
+from asyncflow._core.arguments import instead_of_iterator, is_iterator
 from asyncflow._core.errors import MissingExtraError, PayloadError
 from asyncflow._core.remote_output import RemoteOutput, is_remote
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
@@ -348,7 +348,7 @@ def _refused(subject: str, problem: str, way_out: str, hint: str = "") -> Payloa
 
 def _no_list(subject: str, value: object) -> PayloadError:
     problem = f"it is an iterator ({type(value).__name__}), which yields each item only once"
-    way_out = f"{_give(subject)} a list"
+    way_out = f"{_give(subject)} {instead_of_iterator(value)}"
     return PayloadError(subject, f"can't be stored in the journal: {problem}; {way_out}")
 
 

@@ -271,7 +271,12 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
     (
         lambda: SharedIteratorError("rows", "generator", ("a", "b", "c")),
         TypeError,
-        {"step_name": "rows", "returned": "generator", "takers": ("a", "b", "c")},
+        {
+            "step_name": "rows",
+            "returned": "generator",
+            "takers": ("a", "b", "c"),
+            "instead": "a list",
+        },
         "step 'rows' returned an iterator (generator), which steps 'a', 'b' and 'c' take, and each "
         "would get only some of its items; return a list",
     ),

@@ -38,6 +38,15 @@ ITERATORS = {
 }
 
 
+INSTEAD = {
+    "iterator": "a list, with list(...)",
+    "generator": "a list, with list(...)",
+    "stream": "a list, [item async for item in ...]; only one mapped step, in a run without a "
+    "journal, can take the items as they come",
+    "file": "what its getvalue() returns",
+}
+
+
 async def take(rows):
     return rows
 
@@ -98,7 +107,7 @@ class TestTwoTakers:
         assert (error.step_name, error.takers) == ("rows", ("a", "b"))
         assert str(error) == (
             f"step 'rows' returned an iterator ({error.returned}), which steps 'a' and 'b' take, "
-            "and each would get only some of its items; return a list"
+            f"and each would get only some of its items; return {INSTEAD[kind]}"
         )
         assert [report[name].status for name in ("rows", "a", "b")] == [FAILED, SKIPPED, SKIPPED]
         assert report["rows"].attempts == 1
@@ -137,7 +146,7 @@ class TestTwoTakers:
         assert error.takers == ("a",)
         assert str(error) == (
             f"step 'rows' returned an iterator ({error.returned}), which each item of step 'a' "
-            "takes, and would get only some of what it gives; return a list"
+            f"takes, and would get only some of what it gives; return {INSTEAD[kind]}"
         )
 
     async def test_fail_it_wherever_it_runs(self):

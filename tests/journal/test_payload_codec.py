@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections.abc
+import csv
 import dataclasses
 import datetime
 import decimal
 import enum
 import gc
 import importlib
+import io
 import math
 import sys
 import threading
@@ -16,6 +18,7 @@ import typing
 import uuid
 import weakref
 import zoneinfo
+from collections.abc import Callable
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, NamedTuple
 
@@ -209,17 +212,42 @@ def test_a_refusal_suggests_a_remedy(value: Any, hint: Any, output: str, given: 
     assert f"; {given}" in refusal(value, hint, subject="input 'x'")
 
 
-@pytest.mark.parametrize("codec", [PLAIN, PICKLING])
-def test_a_stream_of_items_should_be_a_list(codec: Codec) -> None:
-    async def rows() -> collections.abc.AsyncIterator[int]:
-        yield 1
+class _Cursor(collections.abc.Iterator[int]):
+    def __next__(self) -> int:
+        return 1
 
-    for stream, kind in (((n for n in "ab"), "generator"), (rows(), "async_generator")):
-        problem = f"can't be stored in the journal: it is an iterator ({kind}), which yields each "
-        problem += "item only once; "
+    def fetchall(self) -> list[int]:
+        return [1]
 
-        assert refusal(stream, Any, codec) == f"{problem}return a list"
-        assert refusal(stream, Any, codec, subject="input 'x'") == f"{problem}give a list"
+
+async def _rows() -> collections.abc.AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "instead"),
+    [
+        (lambda: (n for n in "ab"), "generator", "a list, with list(...)"),
+        (lambda: csv.reader([]), "reader", "a list, with list(...)"),
+        (_rows, "async_generator", "a list, [item async for item in ...]; only one mapped step, "),
+        (Path(__file__).open, "TextIOWrapper", "the path of the file, or what its read()"),
+        (io.BytesIO, "BytesIO", "what its getvalue() returns"),
+        (_Cursor, "_Cursor", "its rows, with fetchall()"),
+    ],
+)
+def test_the_refusal_of_an_iterator_says_what_would_work_for_its_kind(
+    made: Callable[[], Any], kind: str, instead: str
+) -> None:
+    problem = f"can't be stored in the journal: it is an iterator ({kind}), which yields each item "
+    problem += "only once; "
+    iterator = made()
+
+    for codec in [PLAIN, PICKLING] if "a list" in instead else [PLAIN]:
+        assert refusal(iterator, Any, codec).startswith(f"{problem}return {instead}")
+        given = refusal(iterator, Any, codec, subject="input 'x'")
+        assert given.startswith(f"{problem}give {instead}")
+    if hasattr(iterator, "close"):
+        iterator.close()
 
 
 @pytest.mark.parametrize(
