@@ -131,6 +131,8 @@ class RunStarted(_OfRun):
     """The process that runs it from here on, as ``host:pid``, in a run with a journal."""
     attributes: Mapping[str, AttributeValue] = made_by(default_factory=dict)
     """By what people and programs find it: names with strings, numbers and bools."""
+    map_over: Mapping[str, str] = made_by(default_factory=dict)
+    """For each mapped step, the step or the input over whose items it is mapped."""
     at_ms: ClassVar[float] = 0.0
     level: ClassVar[int] = INFO
 
@@ -189,6 +191,8 @@ class RunResumed(_OfRun):
     """The process that runs it now, as ``host:pid``, in a run with a journal."""
     attributes: Mapping[str, AttributeValue] = made_by(default_factory=dict)
     """Those that it has since it began."""
+    map_over: Mapping[str, str] = made_by(default_factory=dict)
+    """As in `RunStarted`."""
 
 
 @record

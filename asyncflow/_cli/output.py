@@ -33,6 +33,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.failures import failures
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
+from asyncflow._core.preview import printable
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     Attempt,
@@ -46,7 +47,6 @@ from asyncflow._policies.log_capture import not_printed
 from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import traceback_lines
 from asyncflow._views.next_command import command_of
-from asyncflow._views.preview import printable
 from asyncflow._views.run_view import RunView, view_of
 from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands
 from asyncflow.events import Event

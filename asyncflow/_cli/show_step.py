@@ -13,6 +13,7 @@ from rich.text import Text
 from asyncflow._cli.output import hanging
 from asyncflow._cli.show_run import indented
 from asyncflow._core.failures import item_errors
+from asyncflow._core.preview import preview
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Attempt, StepResult, attempt_end
 from asyncflow._core.step_view import AttemptView, StepView
@@ -22,7 +23,7 @@ from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import traceback_lines
 from asyncflow._views.next_command import command_of
 from asyncflow._views.notes import level_name, log_text
-from asyncflow._views.preview import local_moment_text, preview
+from asyncflow._views.preview import local_moment_text
 from asyncflow._views.received import Received, received
 from asyncflow._views.run_view import RunView
 from asyncflow.events import StepAttached, StepCalled, StepLogged

@@ -350,8 +350,9 @@ def _differing(fields: Iterable[str], led_to: Any, known: Any) -> str:
 
 
 _OF_ATTEMPTS = tuple(defaults_of(Attempt))
+_NOT_COMPARED = ("recorded", "items", "left_out", "item_value")
 _OF_RESULTS = (
-    *(name for name in defaults_of(StepResult) if name not in ("recorded", "items", "left_out")),
+    *(name for name in defaults_of(StepResult) if name not in _NOT_COMPARED),
     "history",
 )
 _figures = attrgetter(

@@ -132,6 +132,16 @@ class Plan:
             found = self._cache.max_retries = {step.name: step.max_retries for step in in_order}
         return found
 
+    @property
+    def map_over(self) -> Mapping[str, str]:
+        """What each mapped step is mapped over: a step or an input, in the same way."""
+        found = self._cache.map_over
+        if found is None:
+            mapped = [self.steps[at] for at in self.having("map_over")]
+            found = {step.name: step.map_over for step in mapped if step.map_over is not None}
+            self._cache.map_over = found
+        return found
+
     def having(self, argument: str) -> tuple[int, ...]:
         """Return the steps that were given an argument, in order."""
         return self.given.get(argument, ())
@@ -157,6 +167,7 @@ class _PlanCache:
     """Those that were asked for last, and the names of the inputs for which."""
     depends_on: dict[str, tuple[str, ...]] | None = None
     max_retries: dict[str, int] | None = None
+    map_over: dict[str, str] | None = None
 
 
 class Dependents:

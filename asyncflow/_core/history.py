@@ -161,15 +161,21 @@ class History:
         waits = isinstance(last, RunFinished) and last.status is RunStatus.WAITING
         return first if self._is_first and isinstance(first, RunStarted) and not waits else None
 
-    def results(self) -> dict[str, StepResult]:
+    def results(self, inputs: Mapping[str, Any]) -> dict[str, StepResult]:
         """Return the results of the steps, in topological order."""
         start = self.start()
         if start is not None:
-            return _Results(start, self.log, self.left_out).by_name()
-        run = self.folded()
-        results = {name: step.to_result(run.at_ms) for name, step in run.steps.items()}
-        if self.is_whole:  # a report may be kept for long, and the replay is larger than the log
-            self._run, self._folded = None, 0
+            results, map_over = _Results(start, self.log, self.left_out).by_name(), start.map_over
+        else:
+            run = self.folded()
+            results = {name: step.to_result(run.at_ms) for name, step in run.steps.items()}
+            map_over = run.map_over
+            if self.is_whole:  # a report may be kept for long, and the log is smaller
+                self._run, self._folded = None, 0
+        if map_over:
+            from asyncflow._core.item_values import give_all  # other runs need none
+
+            give_all(results, map_over, inputs, self._slim)
         return results
 
 

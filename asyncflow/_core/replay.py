@@ -30,6 +30,7 @@ from typing import Any, TypeAlias
 from asyncflow import events
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import with_dependents
+from asyncflow._core.item_values import give_all
 from asyncflow._core.record import replace
 from asyncflow._core.remote_output import RemoteOutput, is_remote
 from asyncflow._core.report import RunReport, with_events
@@ -68,8 +69,8 @@ class StoredRun:
     ``started`` is the first event, if the replay began with it, and ``at_ms`` the time of the
     latest. ``status`` is ``RUNNING`` until its latest segment has ended; ``stop_reason`` says why
     the run stops before, and ``cause`` what interrupted it. ``steps``, ``tiers`` and ``counts`` are
-    those of the latest segment, in topological order; ``dependencies`` and ``fingerprints`` are the
-    latest of each step of any segment.
+    those of the latest segment, in topological order; ``dependencies``, ``fingerprints`` and
+    ``map_over`` are the latest of each step of any segment.
     ``without_items`` says that the history lacks the events of items.
     ``secret_inputs`` are the names of those that must not be shown.
     ``waits`` are the latest events of the steps that wait for a signal, with the times at which the
@@ -98,6 +99,7 @@ class StoredRun:
         """The steps that the run had when it last passed: their results are final."""
         self.dependencies: dict[str, tuple[str, ...]] = {}
         self.fingerprints: dict[str, tuple[str, str]] = {}
+        self.map_over: dict[str, str] = {}
         self.inputs: dict[str, Any] = {}
         self.secret_inputs: set[str] = set()
         self.missing_steps: Mapping[str, tuple[str, ...]] = {}
@@ -212,6 +214,7 @@ class StoredRun:
         self._reasons = {}
         self.dependencies.update(event.dependencies)
         self.fingerprints.update(event.fingerprints)
+        self.map_over.update(event.map_over)
         for name, value in event.inputs.items():
             if _is_redacted(value):
                 self.secret_inputs.add(name)
@@ -746,6 +749,8 @@ class StoredRun:
                 each if each.status in _UNSETTLED else replace(each, reused=True, rerun_reason=None)
                 for each in results
             ]
+        slim = {name for name, step in self.steps.items() if not step.keeps_outputs}
+        give_all({each.step_name: each for each in results}, self.map_over, inputs, slim)
         report = RunReport(
             self.run_id,
             results,
@@ -760,7 +765,6 @@ class StoredRun:
         )
         if self.log is None:
             return report
-        slim = {name for name, step in self.steps.items() if not step.keeps_outputs}
         log = log_of(self.log, decode, inputs, self.secret_steps(), slim)
         if ran_nothing:  # it has only found what is there
             log += [

@@ -129,7 +129,7 @@ class RunReport(Mapping[str, StepResult]):
     def _by_name(self) -> dict[str, StepResult]:
         if self._known is None:
             assert self._history is not None
-            self._known = self._history.results()
+            self._known = self._history.results(self.inputs)
         return self._known
 
     def __getitem__(self, step_name: str) -> StepResult:

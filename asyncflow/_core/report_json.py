@@ -243,6 +243,7 @@ _RESULT: Table = {
         plain("an object or null", dict, type(None)),
         object_of(_WAIT, lambda fields, _: SignalWait(**fields)),
     ),
+    "item_value": TEXT_OR_NULL,
 }
 
 

@@ -13,12 +13,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError
-from asyncflow._core.record import record, show, values_by_name
+from asyncflow._core.record import derived, record, show, values_by_name
 from asyncflow._core.text import LONGEST_TEXT, cut, escape_controls, safe_text
 from asyncflow._core.tracebacks import full_traceback
+
+_LONGEST_ITEM_VALUE = 100
+"""How many bytes of the value of an item are shown, as in the displays of a run."""
 
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
 """How an attempt ended; it crashed if its process died or its journal failed."""
@@ -296,6 +299,24 @@ class StepResult:
     wait: SignalWait | None = None
     """How long it waits, or waited, for its signal; ``None`` for a step that has not done so in
     this run. It is no part of ``duration_ms``."""
+    item_value: str | None = None
+    """For an item, which value it was given: the beginning of its ``repr``, in a line of about 100
+    characters, or ``redacted`` if that is secret. ``None`` if it is not known: what the step is
+    mapped over was no list, or its outputs were not kept."""
+    _given: object = derived()
+    """The value of the item, if no text was made of it yet."""
+
+    if not TYPE_CHECKING:  # it would let any attribute pass
+
+        def __getattr__(self, name: str) -> Any:
+            # Python asks here for a slot without a value.
+            if name != "item_value":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            from asyncflow._core.preview import preview_in_line  # few programs ask for it
+
+            shown = preview_in_line(self._given, _LONGEST_ITEM_VALUE)
+            self.item_value = f"{shown.text}…" if shown.cut else shown.text
+            return self.item_value
 
     @property
     def fell_back(self) -> bool:

@@ -90,6 +90,7 @@ def resume(
         found.recalled,
         afresh,
         max_retries=dict(plan.max_retries),
+        map_over=dict(plan.map_over),
         secret=plan.secret,
         missing_steps=missing_steps,
         process=process,

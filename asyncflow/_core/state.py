@@ -722,16 +722,30 @@ class RunState:
         return pending.last_error
 
     def result(self, node: int) -> StepResult | None:
-        """The result of a node, if it has ended."""
+        """The result of a node, if it has ended, as the report of the run has it."""
         end = self._ends[node]
         if end is None:
             return None
         if type(end) is tuple and end[0][1] == 1 and node not in self._blocked:
             made_of = self._steps[node]  # the replay would keep a view of it
-            return of_plain(end, made_of.depends_on, made_of.max_retries)
-        run, (name, item) = self.history.folded(), self.step_runs.key_of(node)
-        step = run.steps[name]
-        return (step if item is None else (step.items or {})[item]).to_result(run.at_ms)
+            found = of_plain(end, made_of.depends_on, made_of.max_retries)
+        else:
+            run, (name, item) = self.history.folded(), self.step_runs.key_of(node)
+            step = run.steps[name]
+            found = (step if item is None else (step.items or {})[item]).to_result(run.at_ms)
+        return self._with_item_values(node, found) if self._plan.map_over else found
+
+    def _with_item_values(self, node: int, found: StepResult) -> StepResult:
+        from asyncflow._core.item_values import give, value_in_run  # few runs ask
+
+        items, inputs = found.items or (), self._started.inputs if self._started else {}
+        step = node
+        if node >= self._step_count:
+            items, step = (found,), self.step_runs.owner_of(node)
+        for each in items:
+            assert each.item is not None
+            give(each, value_in_run(self.step_runs, self._plan, inputs, step, each.item))
+        return found
 
     def has_ended(self, node: int) -> bool:
         """Whether a node has ended."""
@@ -747,7 +761,7 @@ class RunState:
         return None if self.has_ended(node) else node
 
     def result_of(self, name: str, item: int | None = None) -> StepResult | None:
-        """The result of a step or an item, if it has ended, as the report of the run has it."""
+        """The result of a step or an item by its name, if it has ended."""
         step = self._index[name]
         return self.result(step if item is None else self.step_runs.node_of(step, item))
 

@@ -293,7 +293,7 @@ class StepRuns:
 
     def has_item(self, step: int, item: int) -> bool:
         """Whether an item of a mapped step is a node."""
-        return item in self._maps[step].nodes
+        return step in self._maps and item in self._maps[step].nodes
 
     def node_of(self, step: int, item: int) -> int:
         """Return the node of an item that has been added to a mapped step."""

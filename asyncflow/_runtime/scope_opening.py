@@ -75,6 +75,7 @@ def new_start(request: Request) -> RunStart:
         request.pipeline,
         inputs=redacted(inputs, request.secret_inputs),
         max_retries=dict(plan.max_retries),
+        map_over=dict(plan.map_over),
         secret=plan.secret,
         signals={plan.steps[at].name: {} for at in sorted(plan.signals)},
         signal_deadlines=plan.signal_deadlines(),

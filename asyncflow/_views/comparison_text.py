@@ -18,10 +18,11 @@ from asyncflow._core.comparison import (
 )
 from asyncflow._core.failures import first_failure
 from asyncflow._core.looks import look_of
+from asyncflow._core.preview import preview, shortened
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus, StepResult
 from asyncflow._core.text import duration, escape_controls, plural
-from asyncflow._views.preview import error_words, preview, shortened
+from asyncflow._views.preview import error_words
 
 _LONGEST_VALUE, _LONGEST_ERROR = 60, 400
 _WHY_UNKNOWN = {

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from html import escape
 
 from asyncflow._core.looks import WAITS_LOOK, look_of
+from asyncflow._core.preview import shortened
 from asyncflow._core.remarks import remarks_of
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import SignalWait, StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, escape_controls, plural
-from asyncflow._views.preview import error_words, shortened
+from asyncflow._views.preview import error_words
 from asyncflow._views.run_end import verdict
 from asyncflow._views.run_view import RunView, view_of
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.failures import why_failed
 from asyncflow._core.fingerprint import Parameters, parameters_of
-from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, StepStatus, visible_output
+from asyncflow._core.item_values import UNKNOWN, value_at
+from asyncflow._core.preview import Preview, preview_in_line
+from asyncflow._core.results import StepStatus, visible_output
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import cut, escape_controls
-from asyncflow._views.preview import Preview, preview
 from asyncflow._views.run_view import RunView
 
 _VALUE = 100
@@ -69,32 +69,37 @@ def received_text(view: RunView, step: StepView) -> str:
     return escape_controls(f"{name} received {cut(shown, _LINE)}")
 
 
-def item_value(view: RunView, step: StepView, item: int, most: int | None = None) -> Preview | None:
+def item_value(view: RunView, step: StepView, item: int, most: int = _VALUE) -> Preview | None:
     """Return the beginning of the value of an item that a mapped step received.
 
     ``most`` is how many bytes it may take. ``None`` if the value is not known: it was not stored,
     or came from a source that is no list.
     """
-    found = _parameters(view, step)
-    if found is None or not found.map_over:
+    source = _mapped_over(view, step)
+    if not source:
         return None
-    maker, values = view.steps.get(found.map_over), None
-    if found.map_over not in step.depends_on or maker is None:
-        values = view.shown_inputs.get(found.map_over)
+    maker, values = view.steps.get(source), None
+    if source not in step.depends_on or maker is None:
+        values = view.shown_inputs.get(source)
     elif maker.items is not None:
         # The items of the two steps have the same numbers, even if some of them are missing here.
         of_maker = maker.items.get(item)
         if of_maker is None or of_maker.status is not StepStatus.SUCCESS:
             return None
         known = maker.keeps_outputs
-        return _in_a_line(visible_output(of_maker), most or _VALUE) if known else None
+        return preview_in_line(visible_output(of_maker), most) if known else None
     elif maker.status is StepStatus.SUCCESS:
         values = visible_output(maker)
-    if not isinstance(values, list | tuple) or not 0 <= item < len(values):
-        # What is secret as a whole is secret in its parts.
-        is_secret = type(values) is RestoredOutput and values == REDACTED_OUTPUT
-        return _in_a_line(values) if is_secret else None
-    return _in_a_line(values[item], most or _VALUE)
+    value = value_at(values, item)
+    return None if value is UNKNOWN else preview_in_line(value, most)
+
+
+def _mapped_over(view: RunView, step: StepView) -> str:
+    """Return what a step is mapped over; empty if it is not mapped."""
+    if step.name in view.map_over:
+        return view.map_over[step.name]
+    found = _parameters(view, step)  # an older journal says it only here
+    return "" if found is None else found.map_over
 
 
 def _parameters(view: RunView, step: StepView) -> Parameters | None:
@@ -109,19 +114,13 @@ def _received(view: RunView, step: StepView, parameter: str, source: str, mapped
         return Received(parameter, "all")
     inputs = view.shown_inputs
     if mapped in inputs and mapped not in step.depends_on and mapped == (source or parameter):
-        return Received(parameter, "input item", mapped, _in_a_line(inputs[mapped]))
+        return Received(parameter, "input item", mapped, preview_in_line(inputs[mapped], _VALUE))
     if not source and parameter not in step.depends_on:
         if parameter in inputs:
-            return Received(parameter, "input", value=_in_a_line(inputs[parameter]))
+            return Received(parameter, "input", value=preview_in_line(inputs[parameter], _VALUE))
         return Received(parameter, "default")
     source = source or parameter
     maker, value = view.steps.get(source), None
     if maker is not None and maker.status is StepStatus.SUCCESS:
-        value = _in_a_line(visible_output(maker))
+        value = preview_in_line(visible_output(maker), _VALUE)
     return Received(parameter, "item" if source == mapped else "step", source, value)
-
-
-def _in_a_line(value: object, most: int = _VALUE) -> Preview:
-    shown = preview(value, most)
-    text = re.sub(r"(?<=[\[({])\n *|\n *(?=[\])}])", "", shown.text)
-    return shown._replace(text=re.sub(r"\n *", " ", text))

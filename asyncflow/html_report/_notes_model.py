@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from asyncflow._core.preview import Preview, printable, shortened
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.notes import (
@@ -26,7 +27,6 @@ from asyncflow._views.notes import (
     StreamedText,
     is_picture,
 )
-from asyncflow._views.preview import Preview, printable, shortened
 from asyncflow._views.progress import (
     ProgressText,
     is_under_way,

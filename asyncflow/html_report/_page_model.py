@@ -21,6 +21,7 @@ from asyncflow._core.failures import (
     own_error,
 )
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, WORST_FIRST, Look, counted_looks, look_of
+from asyncflow._core.preview import Preview, preview
 from asyncflow._core.remarks import nth_of, remarks_of, waited_text
 from asyncflow._core.results import (
     RunStatus,
@@ -37,7 +38,7 @@ from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import items_with_values
 from asyncflow._views.next_command import answer_command
 from asyncflow._views.notes import RunNotes
-from asyncflow._views.preview import Preview, error_trace, error_words, preview
+from asyncflow._views.preview import error_trace, error_words
 from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, item_value, received
 from asyncflow._views.run_end import again_steps, endured_steps, is_retried

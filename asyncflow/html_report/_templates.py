@@ -12,16 +12,10 @@ from importlib import resources
 
 from asyncflow._core.errors import MissingExtraError
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
+from asyncflow._core.preview import printable, shortened
 from asyncflow._core.text import duration, plural
 from asyncflow._views.notes import level_name, log_text
-from asyncflow._views.preview import (
-    ago,
-    error_trace,
-    moment_iso,
-    moment_text,
-    printable,
-    shortened,
-)
+from asyncflow._views.preview import ago, error_trace, moment_iso, moment_text
 from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.html_report._page_model import (
     error_line,

@@ -436,7 +436,7 @@ def test_that_an_item_blocked_the_loop_may_be_known_only_after_its_step_ended() 
         RunFinished(302.0, RunStatus.PASSED),
     ]
 
-    result = history.results()["m"]
+    result = history.results({})["m"]
 
     assert (result.status, result.output) == (StepStatus.SUCCESS, ["done"])
     assert result.loop_blocked_ms == 280.0

@@ -287,7 +287,7 @@ class TestResults:
             "depends_on=(), queued_ms=0.0, loop_blocked_ms=0.0, abandoned=False, "
             "by_condition=False, items=None, reused=False, rerun_reason=None, secret=False, "
             "origin='', engine='', worker='', item=None, left_out=0, waiting_since=None, "
-            "waiting_until=None, max_retries=None, wait=None)"
+            "waiting_until=None, max_retries=None, wait=None, item_value=None)"
         )
         assert repr(Attempt(1, 0.0, 1.0, ValueError("boom"))) == (
             "Attempt(number=1, started_ms=0.0, duration_ms=1.0, error=ValueError('boom'), "

@@ -342,6 +342,7 @@ class Execution:
                 decode=decode,
             )
             assert repr(replace(event, pipeline="p")) == repr(self.received[0])
+            past = replace(past, inputs=self.report.inputs)
         state = RunState(planned, snapshot=past, **self.pipeline.options)
         for event in self.received:
             state.apply(event)

@@ -12,6 +12,7 @@ from results import failed, mapped, report_of, succeeded
 from asyncflow import RunReport, RunStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.looks import OUTCOME_LOOKS
+from asyncflow._views.received import item_value
 from asyncflow._views.run_view import RunView, view_of
 from asyncflow.events import (
     AttemptFailed,
@@ -200,6 +201,25 @@ def timed(*took_ms: float) -> list[Event]:
 def traits_of(events: list[Event]) -> dict[str, str]:
     model = model_of(events)
     return {name: model.traits(step) for name, step in model.view.steps.items()}
+
+
+async def test_the_page_of_a_run_without_a_journal_names_the_values_of_items_that_failed() -> None:
+    async def urls() -> list[str]:
+        return ["here.png", "gone.png"]
+
+    async def fetch(url: str) -> None:
+        if url == "gone.png":
+            raise OSError(2, "no such file")
+
+    steps = [
+        WorkflowStep("urls", urls),
+        WorkflowStep("fetch", fetch, {"url": "urls"}, map_over="urls"),
+    ]
+    report = await run_pipeline(steps, fail_fast=False)
+    view = view_of(RunReport.from_json(report.to_json()))
+
+    assert item_value(view, view.steps["fetch"], 1) == ("'gone.png'", False, False)
+    assert "'gone.png'" in unescape(to_html(report)).partition('id="s1"')[2]
 
 
 def test_a_step_is_slow_if_it_took_longer_than_nine_of_ten() -> None:
