@@ -73,8 +73,10 @@ if TYPE_CHECKING:  # to make a class of protocols takes long
         def stream(self, running: StartedAttempt, text: str, /) -> None:
             """Take a value that an attempt streams, as JSON; raise what that raises."""
 
-        def leave_out(self, running: StartedAttempt, count: int, /) -> None:
-            """Count records of an attempt that are missing."""
+        def leave_out(
+            self, running: StartedAttempt, count: int, what: str = "record", why: str = "", /
+        ) -> None:
+            """Count what an attempt said and is missing; without a reason, it was too much."""
 
     class Calls(Protocol):
         """Makes the calls of one step or item that have a name."""
@@ -414,9 +416,10 @@ class StepContext:
 
         It is no output, no part of the report and no event. Any thread may call it, as often as it
         likes. Values of a step with ``runs_in="process"`` come in batches, those of an engine with
-        the end of the attempt; what the journal refuses of these is left out without an error. What
-        a failed attempt has streamed stays; the values of the next one have its number. In a run
-        without readers, it only checks the value.
+        the end of the attempt. What the journal refuses of these raises nothing: a log record of
+        the step says how many were left out, and why. So it does of values that come after the end
+        of their attempt. What a failed attempt has streamed stays; the values of the next one have
+        its number. In a run without readers, it only checks the value.
 
         Args:
             value: Plain data, which JSON gives back as it was: it is encoded here and now.

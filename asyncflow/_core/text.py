@@ -86,6 +86,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def left_out(number: int, noun: str, why: str) -> str:
+    """Return what stands in the place of what is missing: ``2 records were left out: …``."""
+    return f"{plural(number, noun)} {'was' if number == 1 else 'were'} left out: {why}"
+
+
 def duration(ms: float) -> str:
     """Return milliseconds in the unit that suits them: ``0.2 ms``, ``1.5 s``, ``3 d 4 h``."""
     if ms < 0.95:

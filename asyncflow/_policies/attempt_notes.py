@@ -20,6 +20,32 @@ _LONGEST_TEXT, _LONGEST_UNIT = 40_000, 200
 """How many characters are sent of a text; the run cuts it further."""
 
 
+_TAKEN = {
+    "progress": "record",
+    "attach": "attachment",
+    "log": "record",
+    "printed": "record",
+    "stream": "streamed value",
+    "leave_out": "record",
+}
+"""The methods that take a note, and what each takes."""
+
+
+def pass_on(notes: Any, running: Any, note: Any) -> None:
+    """Give the notes of a run one from outside its process, such as ``("stream", text)``.
+
+    What they refuse is counted, with the reason, since nothing can raise where it was said.
+    """
+    kind, values = (note[0], note[1:]) if type(note) is tuple and note else (None, ())
+    if type(kind) is not str or kind not in _TAKEN:  # the action may write to any file it has open
+        notes.leave_out(running, 1, "record", "it can't be read")
+        return
+    try:
+        getattr(notes, kind)(running, *values)
+    except Exception as error:  # the run has limits of its own, and its own idea of an attachment
+        notes.leave_out(running, 1, _TAKEN[kind], str(error))
+
+
 class FirstAndLast:
     """Decides which notes are the first ones, and keeps the last ones.
 
@@ -98,8 +124,11 @@ class AttemptNotes:
         with self._lock:
             self._send(("stream", text))
 
-    def leave_out(self, _: object, count: int, /) -> None:
+    def leave_out(self, _: object, count: int, what: str = "record", why: str = "", /) -> None:
         with self._lock:
+            if why:
+                self._send(("leave_out", count, what, why))
+                return
             self._notes.left_out += count
             self._changed()
 

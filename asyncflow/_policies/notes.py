@@ -4,8 +4,8 @@ Rules:
 
 1. Any thread may say something at any time, and never waits for the loop. The loop passes it on.
 2. What is said after the run has closed, or in a fork of its process, is dropped.
-3. What is too much is left out. Of an attempt, the first records and the last ones stay, and a
-   record between them says how many are missing.
+3. What is too much, or refused where nothing can raise, is left out. Of an attempt, the first
+   records and the last ones stay, and a record between them says how many are missing, and why.
 4. A secret value that is known is replaced in texts. A secret step keeps nothing but its progress.
 """
 
@@ -16,7 +16,7 @@ import contextvars
 import math
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,7 +25,7 @@ from asyncflow._core.context import StartedAttempt, capturing_notes
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.secret_texts import SecretTexts
 from asyncflow._core.streamed import joined, without_secrets
-from asyncflow._core.text import cut
+from asyncflow._core.text import cut, left_out
 from asyncflow._kernel.policy import Policy
 from asyncflow._policies.attempt_notes import FirstAndLast
 from asyncflow._policies.log_capture import capture, text_of
@@ -61,6 +61,9 @@ _ATTEMPT_RECORDS, _ATTEMPT_CHARACTERS = 1_000, 256_000
 _RUN_RECORDS, _RUN_CHARACTERS = 20_000, 8_000_000
 _RUN_ATTACHED = 10_000_000
 """How many bytes the attachments of a run may have."""
+_LONGEST_REASON, _MOST_REASONS = 500, 10
+"""How many characters of a reason why something is missing are kept, and how many reasons of an
+attempt."""
 _LAST_RECORDS = 20
 """How many records of an attempt that says too much are kept from its end."""
 
@@ -102,6 +105,8 @@ class _NotesOfAttempt:
         self.records = FirstAndLast(_ATTEMPT_RECORDS, _ATTEMPT_CHARACTERS, _LAST_RECORDS)
         self.hidden = 0
         """How many records and attachments are missing because the step is secret."""
+        self.refused: Counter[tuple[str, str]] = Counter()
+        """What else is missing: what it is, and why."""
         self.latest: _Said | None = None
         """The latest progress, of which observers and the journal may have an earlier one."""
         self.reported: _Said | None = None
@@ -116,6 +121,12 @@ class _NotesOfAttempt:
         """How many bytes it has streamed in all."""
         self.unfinished: dict[tuple[str, int], str] = {}
         """The line that a thread has begun to print to a stream."""
+
+    def refuse(self, count: int, what: str, why: str) -> None:
+        """Count what is missing, and keep the first reasons."""
+        if (what, why) not in self.refused and len(self.refused) >= _MOST_REASONS:
+            what, why = next(reversed(self.refused))
+        self.refused[what, why] += count
 
 
 class NoteQueue:
@@ -313,11 +324,19 @@ class NoteQueue:
                 self._call_soon(self._stream_soon)
             self._streaming[attempt] = None
 
-    def leave_out(self, running: StartedAttempt, count: int) -> None:
-        """Count records of an attempt that are missing."""
+    def leave_out(
+        self, running: StartedAttempt, count: int, what: str = "record", why: str = "", /
+    ) -> None:
+        """Count what an attempt said and is missing; without a reason, it was too much."""
         step, number, _, _, item = running
         with self._lock:
-            self._attempt((step, item, number)).records.left_out += count
+            attempt = self._attempt((step, item, number))
+            if step in self._secret and what != "streamed value":
+                attempt.hidden += count  # the reason may name what is secret
+            elif why:
+                attempt.refuse(count, what, self._short(why, _LONGEST_REASON))
+            else:
+                attempt.records.left_out += count
 
     def _log_line(self, running: StartedAttempt, stream: str, line: str) -> None:
         line = line.rstrip("\r").rpartition("\r")[2]
@@ -467,8 +486,10 @@ class NoteQueue:
         return self._receiver is not None and self._receiver.is_running(*attempt.key)
 
     def _drop_stream(self, attempt: _NotesOfAttempt) -> None:
-        """Drop values that come from what has outlived its attempt."""
+        """Leave out values that come from what has outlived its attempt."""
         with self._lock:
+            if attempt.streamed:
+                attempt.refuse(len(attempt.streamed), "streamed value", "the attempt had ended")
             attempt.streamed = []
 
     def _pass_on_stream(self, attempt: _NotesOfAttempt) -> None:
@@ -520,13 +541,13 @@ class NoteQueue:
             self._attempts.pop(attempt.key, None)
             records = attempt.records
             at_ms = records.last[0].at_ms if records.last else self._now_ms()
-            for count, why in (
-                (records.left_out, _TOO_MUCH),
-                (attempt.hidden, "the step is secret"),
-            ):
+            for (what, why), count in {
+                ("record", _TOO_MUCH): records.left_out,
+                ("record", "the step is secret"): attempt.hidden,
+                **attempt.refused,
+            }.items():
                 if count:
-                    were = "record was" if count == 1 else "records were"
-                    message = f"{count:,} {were} left out: {why}"
+                    message = left_out(count, what, why)
                     missing = StepLogged(step, number, at_ms, 30, OWN_LOGGER, message, item)
                     self._queue.append(missing)
             self._queue.extend(records.last)

@@ -43,6 +43,7 @@ from asyncflow._core.results import Payload
 from asyncflow._core.text import safe_text
 from asyncflow._kernel.asyncio_compat import TIMER_SLACK_S, has_virtual_time, outlast
 from asyncflow._policies import worker_process as _child
+from asyncflow._policies.attempt_notes import pass_on
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -331,9 +332,10 @@ class _NoteReader:
                 break  # it is being written, or its writer was killed
             record = os.pread(self.wanted[0], length, self._at + 4)
             self._at += 4 + length
+            note = None
             with suppress(Exception):  # a function may write to any file that it has open
-                kind, *values = pickle.loads(record)
-                getattr(notes, kind)(self._running, *values)
+                note = pickle.loads(record)
+            pass_on(notes, self._running, note)
 
 
 class _Process:

@@ -197,6 +197,11 @@ class RunNotes:
         """Return what a step, or each of its items that did so last, has streamed."""
         return tuple(self._streamed.get(step, {}).values())
 
+    def streamed_count(self, step: str) -> int:
+        """Return how many streams that are: one, or one of each of its items that streams."""
+        older = sum(name == step for name, _ in self._dropped)
+        return len(self._streamed.get(step, ())) + older
+
     def attached(self, step: str) -> Sequence[AttachedData]:
         """Return the attachments of a step and of its items, in order."""
         return self._attached.get(step, ())

@@ -30,6 +30,7 @@ from asyncflow._core.record import values_by_name
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
+from asyncflow._policies.attempt_notes import pass_on
 from asyncflow._policies.engine import EngineCall
 from asyncflow.engines._remote_body import AttemptBody, AttemptHost
 from asyncflow.engines._remote_wire import (
@@ -200,9 +201,8 @@ def unpack_answer(
 
 
 def _pass_on_notes(answer: Answer, call: EngineCall) -> None:
-    for kind, *values in answer.notes or ():
-        with suppress(Exception):  # a worker may have another idea of what can be attached
-            getattr(call.notes, kind)(call.running, *values)
+    for note in answer.notes or ():
+        pass_on(call.notes, call.running, note)
 
 
 def _error_of(answer: Answer, name: str) -> BaseException:

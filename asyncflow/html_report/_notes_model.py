@@ -19,6 +19,7 @@ from typing import NamedTuple
 from asyncflow._core.preview import Preview, printable, shortened
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._core.text import left_out
 from asyncflow._views.notes import (
     MOST_STREAMED,
     AttachedData,
@@ -176,12 +177,18 @@ class NotesModel:
 
     def items_progress(self, step: StepView) -> list[tuple[int, ShownProgress]]:
         """Return the progress of those items of a step that are running, by number."""
-        running = (
-            (number, self.progress(item, number))
-            for number, item in sorted((step.items or {}).items())
-            if item.status is StepStatus.RUNNING
-        )
+        running = ((at, self.progress(item, at)) for at, item in self._running(step))
         return list(islice(((at, shown) for at, shown in running if shown), _MOST_ITEMS))
+
+    def items_progress_left_out(self, step: StepView) -> str:
+        """Say of how many other items that are running the progress is known; empty for none."""
+        known = [at for at, _ in self._running(step) if self._notes.progress(step.name, at)]
+        more, why = len(known) - _MOST_ITEMS, f"a page has that of {_MOST_ITEMS} running items"
+        return left_out(more, "progress report", why) if more > 0 else ""
+
+    def _running(self, step: StepView) -> list[tuple[int, StepView]]:
+        items = sorted((step.items or {}).items())
+        return [(at, item) for at, item in items if item.status is StepStatus.RUNNING]
 
     # What they stream, and their calls by name.
 
@@ -191,9 +198,11 @@ class NotesModel:
         most = min(self._streamed // max(len(found), 1), MOST_STREAMED)
         return [_end_of(each, most) for each in found]
 
-    def streamed_left_out(self, step: StepView) -> bool:
-        """Whether other items of a step have streamed something too."""
-        return len(self._notes.streamed(step.name)) > _ITEMS_STREAMED
+    def streamed_left_out(self, step: StepView) -> str:
+        """Say how many other items of a step have streamed something too; empty for none."""
+        more = self._notes.streamed_count(step.name) - _ITEMS_STREAMED
+        why = f"a page has those of the {_ITEMS_STREAMED} that streamed last"
+        return left_out(more, "stream", why) if more > 0 else ""
 
     def calls(self, step: StepView) -> Sequence[StepCalled]:
         """Return the last calls by name of a step."""
@@ -207,8 +216,11 @@ class NotesModel:
     def attachments(self, step: StepView) -> list[Attachment]:
         return [self._shown(each) for each in self._notes.attached(step.name)[:_MOST_ATTACHMENTS]]
 
-    def attachments_left_out(self, step: StepView) -> int:
-        return max(len(self._notes.attached(step.name)) - _MOST_ATTACHMENTS, 0)
+    def attachments_left_out(self, step: StepView) -> str:
+        """Say how many attachments of a step are not listed; empty for none."""
+        more = len(self._notes.attached(step.name)) - _MOST_ATTACHMENTS
+        why = f"a page lists {_MOST_ATTACHMENTS} of a step"
+        return left_out(more, "attachment", why) if more > 0 else ""
 
     def _shown(self, each: AttachedData) -> Attachment:
         note = each.note
@@ -221,15 +233,16 @@ class NotesModel:
             if each.size <= _PICTURE:
                 data = base64.b64encode(note.data).decode()
                 return found._replace(picture=f"data:{note.media_type};base64,{data}")
-            why = f"left out, because it has more than {_size_text(_PICTURE)}; the journal has it"
-            return found._replace(left_out=why)
+            why = f"it has more than {_size_text(_PICTURE)}; the journal has it"
+            return found._replace(left_out=left_out(1, "picture", why))
         text = note.data.decode("utf-8", "replace")
         if note.media_type == "text/csv":
+            rows = [*csv.reader(text.splitlines())]
             table = [
                 [shortened(printable(cell), _CELL) for cell in row[:_MOST_COLUMNS]]
-                for row in islice(csv.reader(text.splitlines()), _MOST_ROWS + 1)
+                for row in rows[: _MOST_ROWS + 1]
             ]
-            return found._replace(table=table, left_out=_left_out(text, each))
+            return found._replace(table=table, left_out=_of_table(rows, is_cut=each.is_cut))
         if note.media_type == "application/json" and not each.is_cut:
             text = _indented(text)
         shown = shortened(printable(text), _TEXT)
@@ -246,9 +259,20 @@ def _end_of(streamed: StreamedText, most: int) -> StreamedText:
     return streamed._replace(text=text[-most:], is_cut=streamed.is_cut or len(text) > most)
 
 
-def _left_out(text: str, table: AttachedData) -> str:
-    is_all = len(text.splitlines()) <= _MOST_ROWS + 1 and not table.is_cut
-    return "" if is_all else f"the first {_MOST_ROWS} rows are shown"
+def _of_table(rows: Sequence[Sequence[str]], *, is_cut: bool) -> str:
+    """Say what of a table is not shown; empty if all of it is."""
+    missing, why = [], f"a page has {_MOST_ROWS} rows and {_MOST_COLUMNS} columns of a table"
+    more_rows, more_columns = (
+        len(rows) - 1 - _MOST_ROWS,
+        max(map(len, rows), default=0) - _MOST_COLUMNS,
+    )
+    if is_cut:  # the rest was not even read
+        missing.append(f"the other rows were left out: {why}")
+    elif more_rows > 0:
+        missing.append(left_out(more_rows, "row", why))
+    if more_columns > 0:
+        missing.append(left_out(more_columns, "column", why))
+    return "; ".join(missing)
 
 
 def _indented(text: str) -> str:

@@ -32,7 +32,7 @@ from asyncflow._core.results import (
 from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.slowness import Slower, is_comparable, is_slower
 from asyncflow._core.step_view import AttemptView, StepView
-from asyncflow._core.text import duration, escape_controls
+from asyncflow._core.text import duration, escape_controls, left_out
 from asyncflow._views.dag import GraphDrawing, draw_graph
 from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import items_with_values
@@ -370,11 +370,16 @@ class PageModel:
         schema = self.view.signals.get(step.name, {})
         return answer_command(self.view.run_id, step.name, schema, "JOURNAL")
 
-    def answered_outputs(self, step: StepView) -> list[StepView]:
-        """Return the first steps that an answer is about, as far as they have outputs."""
+    def answered_outputs(self, step: StepView) -> tuple[list[StepView], str]:
+        """Return the first steps that an answer is about, as far as they have outputs.
+
+        And how many others there are, in words; empty for none.
+        """
         needed = [self.view.steps[name] for name in step.depends_on if name in self.view.steps]
         made = [each for each in needed if each.status is StepStatus.SUCCESS]
-        return [each for each in made if each.output is not None][:_MOST_ANSWERED]
+        with_output = [each for each in made if each.output is not None]
+        more, why = len(with_output) - _MOST_ANSWERED, f"a page has {_MOST_ANSWERED} here"
+        return with_output[:_MOST_ANSWERED], left_out(more, "output", why) if more > 0 else ""
 
     # A step or an item.
 

@@ -25,6 +25,7 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
+from asyncflow.events import StepLogged
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import Service
 
@@ -306,6 +307,54 @@ async def test_what_a_task_streams_after_its_attempt_is_dropped(journal):
         await run.report()
         await tasks[0]
     assert len(await collected(journal.streamed("r"))) == 4
+
+
+async def test_what_comes_too_late_to_be_streamed_is_counted_in_the_log_of_its_step(journal):
+    async def late(step):
+        await asyncio.sleep(0.5)
+        for _ in range(3):
+            step.stream("late")
+
+    async def talk():
+        tasks.append(asyncio.create_task(late(current_step())))
+
+    tasks = []
+    steps = [WorkflowStep("talk", talk), WorkflowStep("wait", say_three, ["talk"])]
+    async with started(steps, journal) as run:
+        await run.report()
+
+    assert await said_of_missing(journal) == [
+        ("talk", "3 streamed values were left out: the attempt had ended")
+    ]
+
+
+async def said_of_missing(journal):
+    notes = await journal.notes("r", kinds=[StepLogged])
+    return [(note.event.step, note.event.message) for note in notes]
+
+
+@pytest.mark.process
+async def test_values_of_a_process_that_the_journal_refuses_are_counted_with_the_reason(tmp_path):
+    async with SQLiteJournal(tmp_path / "r.db", max_stream_bytes=3) as journal:
+        async with started(stream_in_process, journal, runs_in="process") as run:
+            assert words(await collected(run.streamed())) == [0, 1, 2]
+        assert await said_of_missing(journal) == [
+            (
+                "talk",
+                "2 streamed values were left out: what step 'talk' streams takes more than 3 bytes "
+                "in this attempt: return what is needed later, or raise the journal's "
+                "max_stream_bytes",
+            )
+        ]
+
+
+@pytest.mark.process
+async def test_values_of_a_secret_process_are_counted_and_not_stored(journal):
+    async with started(stream_in_process, journal, runs_in="process", secret=True) as run:
+        assert words(await collected(run.streamed())) == []
+
+    ((_, message),) = await said_of_missing(journal)
+    assert message.startswith("5 streamed values were left out: step 'talk' is secret, and the ")
 
 
 async def test_what_is_streamed_between_attempts_is_dropped_though_the_step_is_cancelled_then(

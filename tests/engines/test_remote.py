@@ -669,16 +669,18 @@ async def test_of_too_many_notes_the_first_and_the_last_come_home() -> None:
     assert (last_kind, count) == ("leave_out", 2_000 - len(numbers))
 
 
-async def test_a_note_that_the_run_refuses_does_not_fail_the_attempt() -> None:
+async def test_a_note_that_the_run_refuses_is_counted_and_does_not_fail_the_attempt() -> None:
     class Refusing(RecordedNotes):
-        def __getattr__(self, kind: str) -> Any:
-            raise ValueError(kind)
+        def stream(self, running: Any, text: str) -> None:
+            raise ValueError("no more")
 
     async def talk() -> int:
-        logging.getLogger("job").warning("hello")
+        current_step().stream("hello")
         return 1
 
-    assert await outcome_of(RecordedCall(WorkflowStep("talk", talk), notes=Refusing())) == 1
+    notes = Refusing()
+    assert await outcome_of(RecordedCall(WorkflowStep("talk", talk), notes=notes)) == 1
+    assert notes.said == [("leave_out", 1, "streamed value", "no more")]
 
 
 async def test_a_run_learns_how_many_records_a_child_has_left_out() -> None:

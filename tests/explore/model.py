@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import sys
 from dataclasses import replace
 from fractions import Fraction
@@ -80,10 +81,13 @@ class _Stop(NamedTuple):
     """In the log."""
 
 
+_LATE = r"streamed values? (was|were) left out: the attempt had ended"
+
+
 class _Attempt:
     __slots__ = (
         *("abandoned", "attached", "call", "end", "end_place", "end_turn", "logged", "place"),
-        *("progress", "start", "turn"),
+        *("late", "progress", "start", "turn"),
     )
 
     def __init__(self, start: AttemptStarted, turn: int, place: int) -> None:
@@ -94,6 +98,8 @@ class _Attempt:
         self.abandoned: ThreadAbandoned | None = None
         self.attached: list[str] = []
         self.logged: list[str] = []
+        self.late = 0
+        """How many values were left out, because they were streamed after its end."""
         self.progress = 0.0
 
     @property
@@ -355,6 +361,11 @@ class _Run:
         )
         _require(attempt is not None, "before the start of its attempt:", event)
         assert attempt is not None
+        if type(event) is StepLogged and event.logger == "asyncflow":
+            count, what = event.message.split(" ", 1)
+            _require(re.fullmatch(_LATE, what), "it says of what is missing:", event)
+            attempt.late += int(count)
+            return
         _require(attempt.end is None or attempt.abandoned, "after the end of its attempt:", event)
         if type(event) is StepAttached:
             attempt.attached.append(event.name)
@@ -577,6 +588,8 @@ class _Run:
                 key = self.specs[node.step].name, node.item, attempt.start.attempt
                 found = stored.pop(key, [])
                 _require(found == due, "streamed", due, "and stored", found, attempt.start)
+                late = len(streamed) - len(due)
+                _require(attempt.late <= late, "late:", late, "and told:", attempt.late)
         _require(not stored, "streamed by no attempt:", stored)
 
     # Equal calls.

@@ -18,6 +18,7 @@ from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
     Event,
+    MapStarted,
     NoteEvent,
     RunFinished,
     RunStarted,
@@ -26,6 +27,7 @@ from asyncflow.events import (
     StepLogged,
     StepProgressed,
     StepSucceeded,
+    StepWaiting,
 )
 from asyncflow.html_report import to_html
 from asyncflow.html_report._event_log import event_log
@@ -215,7 +217,7 @@ def test_texts_tables_and_json_are_shown_as_text() -> None:
     assert "<td>+2</td><td>&lt;b&gt;2&lt;/b&gt;</td>" in html
     assert "row 47" in text
     assert "row 48" not in text
-    assert "the first 50 rows are shown" in text
+    assert "rows were left out: a page has 50 rows and 20 columns of a table" in text
 
 
 def test_the_page_of_a_server_links_to_attachments() -> None:
@@ -235,6 +237,49 @@ def test_the_page_of_a_server_links_to_attachments() -> None:
     ]
 
 
+def test_rows_columns_and_attachments_that_a_page_does_not_have_are_counted() -> None:
+    table = "\n".join([",".join(map(str, range(22)))] * 54)
+    notes = [attached("extract", f"{n}.txt", "text/plain", b"x") for n in range(103)]
+    notes.insert(0, attached("extract", "wide.csv", "text/csv", table.encode()))
+
+    text = words("details", GOLDEN, [*notes])
+
+    why = "left out: a page has 50 rows and 20 columns of a table"
+    assert f"3 rows were {why}; 2 columns were {why}" in text
+    assert "4 attachments were left out: a page lists 100 of a step" in text
+
+
+def test_running_items_whose_progress_a_page_does_not_have_are_counted() -> None:
+    events: list[Event] = [RunStarted("r", 0.0, {"m": ()}), MapStarted("m", 0.0, 30)]
+    events += [AttemptStarted("m", 1, 0.0, item=n) for n in range(30)]
+    notes = [progressed("m", 1, 9, item=n) for n in range(25)]
+
+    text = words("details", events, [*notes])
+
+    assert "[19] 1 of 9" in text
+    assert "[20] 1 of 9" not in text
+    assert "5 progress reports were left out: a page has that of 20 running items" in text
+
+
+def test_outputs_that_the_question_of_a_signal_leaves_out_are_counted() -> None:
+    needed = tuple(f"s{n}" for n in range(7))
+    events: list[Event] = [
+        RunStarted("r", 0.0, {**dict.fromkeys(needed, ()), "ask": needed}),
+        *(each for name in needed for each in (AttemptStarted(name, 1, 0.0), done(name))),
+        StepWaiting("ask", 2.0, 1.0),
+    ]
+
+    text = words("waiting", events, [])
+
+    assert "Output of s4" in text
+    assert "Output of s5" not in text
+    assert "2 outputs were left out: a page has 5 here" in text
+
+
+def done(name: str) -> StepSucceeded:
+    return StepSucceeded(name, 1, 1.0, f"output of {name}")
+
+
 def test_large_pictures_are_left_out_of_a_page() -> None:
     notes = [
         attached("extract", f"{size}.png", "image/png", b"x" * size)
@@ -244,7 +289,7 @@ def test_large_pictures_are_left_out_of_a_page() -> None:
     html = to_html(GOLDEN, notes)
 
     assert html.count('<img src="data:') == 2
-    assert "500001.png 500 kB left out, because it has more than 500 kB" in Parsed(html).text
+    assert "500001.png 500 kB 1 picture was left out: it has more than 500 kB" in Parsed(html).text
 
 
 @pytest.mark.parametrize(
@@ -257,8 +302,8 @@ def test_large_pictures_are_left_out_of_a_page() -> None:
         ("text/html", "<script>alert(1)</script>", "<script>alert(1)</script>"),
         ("text/csv", "", "a.txt 0 bytes"),
         ("text/csv", 'a,b\n1,2,3\n"x', "a b 1 2 3 x"),
-        ("text/csv", "a\n" + "1\n" * 60_000, "the first 50 rows are shown"),
-        ("text/csv", "name\n" + "x" * 190_000, "the first 50 rows are shown"),
+        ("text/csv", "a\n" + "1\n" * 60_000, "the other rows were left out: "),
+        ("text/csv", "name\n" + "x" * 190_000, "the other rows were left out: "),
     ],
 )
 def test_any_data_can_be_shown(media_type: str, data: bytes | str, text: str) -> None:
@@ -475,7 +520,7 @@ def test_a_page_shows_the_end_of_what_a_step_streams_as_text() -> None:
     assert "Streamed the end of it" in text
     assert "[5] attempt 2 item 5" in text
     assert "item 0" not in text
-    assert "Other items have streamed too." in text
+    assert "1 stream was left out: a page has those of the 5 that streamed last" in text
 
 
 def test_a_page_lists_the_calls_of_a_step_with_their_durations() -> None:
