@@ -17,7 +17,8 @@ import heapq
 import selectors
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from random import Random
@@ -211,14 +212,16 @@ def shuffle(loop: Any, chance: Random) -> None:
         ready.extend(due)
 
 
-def _ready_tasks(ready: Iterable[Any]) -> Iterator[list[int]]:
+def _ready_tasks(ready: deque[Any]) -> Iterator[list[int]]:
     """Yield the positions of tasks that are ready one after the other, without a callback between.
 
     A callback that was ready after a task may rely on that.
     """
     neighbours: list[int] = []
-    for at, handle in enumerate(ready):
-        if isinstance(getattr(handle._callback, "__self__", None), asyncio.Task):
+    # By position: other threads append meanwhile (`call_soon_threadsafe`), and an iterator over a
+    # deque fails then. Only the loop's own thread removes, so that each handle keeps its position.
+    for at in range(len(ready)):
+        if isinstance(getattr(ready[at]._callback, "__self__", None), asyncio.Task):
             neighbours.append(at)
         elif neighbours:
             yield neighbours

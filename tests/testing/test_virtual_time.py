@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -313,3 +314,31 @@ def test_a_seed_keeps_cancelled_timers_from_firing():
         return sorted(fired)
 
     assert run_in_virtual_time(main(), seed=1) == [1, 3, 5, 7, 9]
+
+
+def test_a_seed_stands_threads_that_schedule_callbacks_while_tasks_are_shuffled():
+    has_ended = threading.Event()
+
+    def schedule_without_end(loop):
+        while not has_ended.is_set():
+            loop.call_soon_threadsafe(int)
+
+    async def main():
+        thread = threading.Thread(
+            target=schedule_without_end, args=(asyncio.get_running_loop(),), daemon=True
+        )
+        thread.start()
+        try:
+            for _ in range(5):
+                await asyncio.gather(*(asyncio.sleep(0) for _ in range(2_000)))
+        finally:
+            has_ended.set()
+            thread.join()
+        return now_s()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that the thread runs in the midst of each shuffle
+    try:
+        assert run_in_virtual_time(main(), seed=1) == 0
+    finally:
+        sys.setswitchinterval(before)
