@@ -279,8 +279,14 @@ def _took(record: RunRecord) -> str:
 
 @click.command()
 @run_argument
+@click.option(
+    "--reason",
+    metavar="TEXT",
+    default="",
+    help="Why, for the report, the page and the log of the run. The first request's counts.",
+)
 @journal_option
-def cancel(run: str, journal: str) -> None:
+def cancel(run: str, reason: str, journal: str) -> None:
     """Ask the process that runs a run to stop it, and do not wait for the end.
 
     Its running steps may clean up, and the run can be resumed. The next process that takes up a run
@@ -291,7 +297,7 @@ def cancel(run: str, journal: str) -> None:
     async def request() -> tuple[RunRecord, bool]:
         async with open_journal(journal) as opened:
             record = await find_run(opened, run)
-            return record, await opened.cancel(record.run_id)
+            return record, await opened.cancel(record.run_id, reason)
 
     record, is_requested = asyncio.run(request())
     if not is_requested:

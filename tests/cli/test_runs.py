@@ -719,6 +719,26 @@ def test_cancel_stops_a_run_of_another_journal_object(active_run: Any, shell: Sh
     assert re.fullmatch(r"asked process \d+ on \S+ to stop run r1\n", message)
 
 
+def test_the_reason_to_cancel_reaches_the_next_process_the_report_the_page_and_the_log(
+    shell: Shell,
+) -> None:
+    store_segments([RunStarted("r", 0.0, {"extract": (), "load": ("extract",)}, "etl")])
+    why = "the run was cancelled: wrong input"
+
+    shell("cancel", "r", "--reason", "wrong input")
+    log = shell("resume", "r", "etl:pipeline", exits=1).stderr
+
+    assert f"the run stops because {why}" in log
+    shown = shell.json("show", "r", "--json", "--html", "run.html")
+    assert [(step["step_name"], step["reason"]) for step in shown["results"]] == [
+        ("extract", why),
+        ("load", why),
+    ]
+    assert f"Stopped: {why}" in shell("show", "r").stdout
+    page = (shell.directory / "run.html").read_text(encoding="utf-8")
+    assert f"</strong> because {why}" in page
+
+
 def test_a_run_that_has_ended_cannot_be_cancelled(shell: Shell) -> None:
     store_run("first")
 
