@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asyncflow import RunReport, StepResult, StepStatus
+from asyncflow import Attempt, RunReport, StepResult, StepStatus
 
 __all__ = [
     "Hostile",
@@ -15,6 +15,7 @@ __all__ = [
     "mapped",
     "raised",
     "report_of",
+    "retried",
     "skipped",
     "skipped_by_condition",
     "statuses",
@@ -56,6 +57,12 @@ def report_of(*results: StepResult, total_duration_ms: float = 14.0) -> RunRepor
 def succeeded(name: str, output: Any = None, **fields: Any) -> StepResult:
     fields = {"attempts": 1, "duration_ms": 3.0, "started_ms": 0.0, **fields}
     return StepResult(name, SUCCESS, output=output, **fields)
+
+
+def retried(name: str, error: BaseException, **fields: Any) -> StepResult:
+    """Return the result of a step whose first attempt ended with an error."""
+    history = (Attempt(1, 0.0, 1.0, error), Attempt(2, 1.0, 2.0, None))
+    return succeeded(name, attempts=2, recorded=history, **fields)
 
 
 def failed(name: str, error: BaseException, **fields: Any) -> StepResult:

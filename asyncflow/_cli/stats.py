@@ -33,7 +33,7 @@ from asyncflow._cli.output import NOT_FOUND, CommandError, some_of, stdout_conso
 from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS
 from asyncflow._core.statistics import StepOutcome, StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean, duration, escape_controls, plural
-from asyncflow._views.outcomes import frequency_text, items_text, outcome_look
+from asyncflow._views.outcomes import frequency_text, items_text
 from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import PipelineStatistics, RunRecord
 from asyncflow.journal._queries import listed_status, statistics_document
@@ -131,7 +131,7 @@ def _history(
         (
             record.run_id,
             local_moment_text(record.started_at),
-            outcome_look(outcome, record.status).said,
+            OUTCOME_LOOKS[outcome].said,
             _ms(took),
             error,
         )
@@ -213,7 +213,7 @@ class _Drawing:
         return [
             _GridRow(
                 escape_controls(name),
-                [*map(self._cell, step.outcomes, self._found.runs)],
+                [*map(self._cell, step.outcomes)],
                 [
                     *map(_ms, (step.median_ms, step.p95_ms, step.last_ms)),
                     *map(_share, (step.failure_rate, step.flakiness)),
@@ -223,10 +223,10 @@ class _Drawing:
             for name, step in by_trouble(self._found.steps).items()
         ]
 
-    def _cell(self, outcome: StepOutcome | None, record: RunRecord) -> tuple[str, str]:
+    def _cell(self, outcome: StepOutcome | None) -> tuple[str, str]:
         if outcome is None:
             return _NO_RUN, ""
-        look = outcome_look(outcome, record.status)
+        look = OUTCOME_LOOKS[outcome]
         return self._theme.symbol(look), look.colour
 
     def _line(self, row: _GridRow, grid: int) -> Text:
@@ -257,9 +257,9 @@ class _Drawing:
     def _legend(self) -> Text:
         found, shown = self._found, slice(self.shown)
         occurring = {
-            outcome_look(outcome, record.status)
+            OUTCOME_LOOKS[outcome]
             for step in found.steps.values()
-            for outcome, record in zip(step.outcomes[shown], found.runs, strict=False)
+            for outcome in step.outcomes[shown]
             if outcome is not None
         }
         statuses = {listed_status(record) for record in found.runs[shown]}

@@ -25,11 +25,14 @@ from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     REDACTED_OUTPUT,
+    AttemptEnd,
     RestoredOutput,
     RunStatus,
     StepResult,
     StepStatus,
+    attempt_end,
     picklable_output,
+    retries_among,
     visible_output,
 )
 from asyncflow._core.same_value import is_same_value
@@ -179,14 +182,14 @@ class StepComparison:
 
     @property
     def retry_counts(self) -> tuple[int, int] | None:
-        """How many attempts were not the first one, of the step or of an item of it, in each run.
+        """How many attempts followed one that failed, of the step or of an item, in each run.
 
         ``None`` unless it ran in both.
         """
         run, baseline = self.run, self.baseline
         if run is None or baseline is None or run.origin or baseline.origin:
             return None
-        return _retries(baseline), _retries(run)
+        return retries_of(baseline), retries_of(run)
 
     @property
     def dependencies_added(self) -> tuple[str, ...]:
@@ -319,7 +322,7 @@ class RunComparison:
             "is_notable": self.has_notable_duration,
             "versions_known": self.versions_known,
             "inputs": [_input_to_json(each) for each in self.inputs],
-            "steps": [_step_to_json(each) for each in self.steps],
+            "steps": [_step_to_json(each, self.run, self.baseline) for each in self.steps],
         }
         return json.dumps(document, indent=indent, allow_nan=False)
 
@@ -497,12 +500,18 @@ def _without(result: StepResult, other: StepResult | None) -> tuple[str, ...]:
     return tuple(name for name in result.depends_on if name not in other.depends_on)
 
 
-def _retries(result: StepResult) -> int:
-    """Return how many attempts were not the first one of the step or of an item."""
-    items = result.items
-    if items is None:
-        return max(result.attempts - 1, 0)
-    return sum(map(_retries, items))
+def retries_of(result: StepResult) -> int:
+    """Return how many attempts of a step, or of items of it, followed one that failed."""
+    if result.items is not None:
+        return sum(map(retries_of, result.items))
+    history = result.history
+    ends: list[AttemptEnd | None] = []
+    for attempt in history:
+        if attempt.number == 1:  # it began, or began anew
+            ends.clear()
+        ends.append(attempt_end(attempt))
+    running = result.attempts - len(history)
+    return retries_among([*ends, *[None] * running])
 
 
 def _extent_ms(step: StepComparison) -> float:
@@ -553,15 +562,15 @@ def _output_to_json(output: OutputComparison) -> dict[str, object]:
     }
 
 
-def _step_to_json(step: StepComparison) -> dict[str, object]:
+def _step_to_json(step: StepComparison, run: RunReport, baseline: RunReport) -> dict[str, object]:
     return {
         "step_name": step.step_name,
         "change": step.change,
         "is_notable": step.is_notable,
         "difference_ms": step.difference_ms,
         "factor": step.factor,
-        "run": None if step.run is None else _result_to_json(step.run),
-        "baseline": None if step.baseline is None else _result_to_json(step.baseline),
+        "run": None if step.run is None else _result_to_json(step.run, run),
+        "baseline": None if step.baseline is None else _result_to_json(step.baseline, baseline),
         "dependencies_added": [*step.dependencies_added],
         "dependencies_removed": [*step.dependencies_removed],
         "version": None if step.version is None else [*step.version],
@@ -570,9 +579,10 @@ def _step_to_json(step: StepComparison) -> dict[str, object]:
     }
 
 
-def _result_to_json(result: StepResult) -> dict[str, object]:
+def _result_to_json(result: StepResult, report: RunReport) -> dict[str, object]:
+    has_died = result.status is StepStatus.RUNNING and report.status is RunStatus.ORPHANED
     return {
-        "status": str(result.status),
+        "status": str(report.status if has_died else result.status),
         "fell_back": result.fell_back,
         "reused_from": result.origin or None,
         "duration_ms": result.duration_ms if has_run(result) else None,

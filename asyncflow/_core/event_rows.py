@@ -282,7 +282,9 @@ _VALUES: dict[Any, set[str]] = {
 
 def _difference(run: StoredRun, report: RunReport) -> str:
     """Return in what the events of a run differ from the results of its report, if in anything."""
-    if run.status is not report.status:
+    # No event tells that the process is gone.
+    told = RunStatus.RUNNING if report.status is RunStatus.ORPHANED else report.status
+    if run.status is not told:
         return f"the run is {run.status}, not {report.status}"
     if run.run_id != report.run_id:
         return f"they are those of run {run.run_id!r}"

@@ -74,7 +74,7 @@ def events_of(report: RunReport) -> Iterator[Event]:
     yield from sorted(told, key=lambda event: event.at_ms)
     if report.status is RunStatus.INTERRUPTED:
         yield RunInterrupted(ended_ms, report.stop_reason or "")
-    if report.status is not RunStatus.RUNNING:
+    if report.status not in (RunStatus.RUNNING, RunStatus.ORPHANED):
         yield RunFinished(ended_ms, report.status, report.stop_reason)
 
 

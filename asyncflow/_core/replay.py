@@ -87,6 +87,8 @@ class StoredRun:
         self.segments: list[Segment] = []
         self.at_ms = 0.0
         self.status = RunStatus.RUNNING
+        self.is_orphaned = False
+        """Whether its process is gone, if a journal has looked; no event tells."""
         self.stop_reason: str | None = None
         self.cause: InterruptionCause | None = None
         self.was_interrupted = self.was_stopping = False
@@ -759,7 +761,7 @@ class StoredRun:
             stop_reason=self.stop_reason if self.has_ended else None,
             pipeline=self.pipeline,
             inputs=inputs,
-            status=self.status,
+            status=RunStatus.ORPHANED if self.is_orphaned else self.status,
             segments=self.segments,
             **run_facts(self),
         )

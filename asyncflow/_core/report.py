@@ -53,8 +53,8 @@ class RunReport(Mapping[str, StepResult]):
         inputs: The run's inputs. A `RestoredOutput` stands for each secret one.
         status: ``PASSED`` or ``FAILED``; ``INTERRUPTED`` for a run that was stopped from outside,
             whose report an error or a journal has; ``WAITING`` if it continues with a signal, for
-            which no process waits; and ``RUNNING`` in a report from a journal, for a run that has
-            not ended.
+            which no process waits; and in a report from a journal, for a run that has not ended,
+            ``RUNNING``, or ``ORPHANED`` if its process is gone.
         parent: The id of the run one of whose steps started this one; empty if none did.
         parent_step: The name of that step.
         rerun_of: The id of the run whose results this one reuses, if it is a rerun.
@@ -217,7 +217,8 @@ class RunReport(Mapping[str, StepResult]):
         """What each process did of the run: one segment, and one more for each resumption."""
         if self._segments:
             return tuple(self._segments)
-        ended_ms = None if self.status is RunStatus.RUNNING else self.total_duration_ms
+        has_ended = self.status not in (RunStatus.RUNNING, RunStatus.ORPHANED)
+        ended_ms = self.total_duration_ms if has_ended else None
         return (Segment(0.0, self.wall_time, ended_ms),)
 
     @property

@@ -255,7 +255,7 @@ _SEGMENT: Table = {
 }
 
 
-_WORD = one_of(each for each in RunStatus if each is not RunStatus.ORPHANED)
+_WORD = one_of(RunStatus)
 _RUN_STATUS = _WORD._replace(read=lambda value, place: RunStatus(_WORD.read(value, place)))
 
 _REPORT: Table = {

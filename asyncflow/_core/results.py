@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -433,6 +433,14 @@ def attempt_end(attempt: Attempt) -> AttemptEnd:
     if attempt.cancelled:
         return "cancelled"
     return "succeeded" if attempt.error is None else end_of(attempt.error)
+
+
+def retries_among(ends: Sequence[AttemptEnd | None]) -> int:
+    """Return how many attempts followed one that failed; an attempt that runs has no end.
+
+    What follows an attempt that crashed is no retry: nothing of the step has failed.
+    """
+    return sum(end in ("failed", "timed out") for end in ends[:-1])
 
 
 def with_history(history: tuple[Attempt, ...], **fields: Any) -> StepResult:

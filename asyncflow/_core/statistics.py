@@ -44,13 +44,13 @@ StepOutcome: TypeAlias = Literal[
     "CANCELLED",
     "REUSED",
     "RUNNING",
+    "ORPHANED",
     "WAITS",
     "PENDING",
 ]
 """How a step ended in a run: its `StepStatus`, or ``RETRIED`` if it succeeded after an attempt that
-had failed, ``REUSED`` if the run reused its result, and ``WAITS`` if it waits for a signal."""
-
-_FAILURES = ("failed", "timed out")
+had failed, ``REUSED`` if the run reused its result, ``ORPHANED`` if it was running when the process
+of the run died, and ``WAITS`` if it waits for a signal."""
 
 
 class ItemCounts(NamedTuple):
@@ -166,7 +166,13 @@ class StepStatistics:
 
 def step_runs(run: StoredRun) -> dict[str, StepRun]:
     """Return how each step ended in a run, in topological order."""
-    return {name: _run_of(step) for name, step in run.steps.items()}
+    runs = {name: _run_of(step) for name, step in run.steps.items()}
+    if not run.is_orphaned:
+        return runs
+    return {
+        name: each._replace(outcome="ORPHANED") if each.outcome == "RUNNING" else each
+        for name, each in runs.items()
+    }
 
 
 _LONGEST_REPLAY = 10_000
@@ -271,14 +277,13 @@ def _fell_back(item: StepView) -> bool:
 
 def _was_retried(step: StepView) -> bool:
     """Whether a step, or an item, has passed after an attempt that failed."""
-    if step.status is not StepStatus.SUCCESS or step.error is not None or step.is_brief:
-        return False
-    ends = {attempt.end for attempt in step.attempts[step.fresh_from :]}
-    return not ends.isdisjoint(_FAILURES)
+    return step.status is StepStatus.SUCCESS and step.error is None and step.retries > 0
 
 
 def _error(step: StepView) -> str:
-    errors = [step.error, *(each.error for each in reversed(step.attempts))]
+    # A crash is no error of the step.
+    failed = [each.error for each in step.attempts if each.end != "crashed"]
+    errors = [step.error, *reversed(failed)]
     return next((describe_error(error) for error in errors if error is not None), "")
 
 

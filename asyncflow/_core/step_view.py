@@ -20,6 +20,7 @@ from asyncflow._core.results import (
     StepStatus,
     end_of,
     outputs_of,
+    retries_among,
     visible_output,
 )
 
@@ -371,6 +372,13 @@ class StepView:
         """How many attempts were started, those of its items included."""
         counts = [each.own_attempt_count + each.origin_attempts for each in self._runs()]
         return sum(counts) + self.left_out_attempts
+
+    @property
+    def retries(self) -> int:
+        """How many attempts of its own followed one that failed, since it began, or began anew."""
+        if self.brief_queued_ms is not None:
+            return 0
+        return retries_among([each.end for each in self.attempts[self.fresh_from :]])
 
     @property
     def has_items(self) -> bool:

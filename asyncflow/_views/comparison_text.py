@@ -115,10 +115,7 @@ def step_facts(
     if reused := reused_items(run):
         facts.append(f"{plural(reused, 'item')} reused")
     if retries is not None and retries[0] != retries[1]:
-        if run.items is None and baseline.items is None:
-            facts.append(_counted("attempt", (baseline.attempts, run.attempts)))
-        else:
-            facts.append(_counted("repeated attempt", retries))
+        facts.append(_counted("repeated attempt", retries))
     facts += [f"depends on {_listed(step.dependencies_added)} now"] * bool(step.dependencies_added)
     if step.dependencies_removed:
         facts.append(f"no longer depends on {_listed(step.dependencies_removed)}")

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from asyncflow._core.looks import DIED_LOOK, OUTCOME_LOOKS, Look
-from asyncflow._core.results import RunStatus
-from asyncflow._core.statistics import SameErrors, StepOutcome, StepStatistics
+from asyncflow._core.statistics import SameErrors, StepStatistics
 from asyncflow._core.text import plural
-
-
-def outcome_look(outcome: StepOutcome, status: RunStatus) -> Look:
-    """Return how a step ended in a run with a status; what an orphaned one was running has died."""
-    has_died = outcome == "RUNNING" and status is RunStatus.ORPHANED
-    return DIED_LOOK if has_died else OUTCOME_LOOKS[outcome]
 
 
 def frequency_text(group: SameErrors, step: StepStatistics) -> str:

@@ -101,7 +101,9 @@ def is_retried(step: StepView) -> bool:
 
     One that failed for good all the same, or fell back, is not retried: it has failed.
     """
-    return step.error is None and any(map(_has_another_attempt, _with_items([step])))
+    return step.error is None and any(
+        each.error is None and each.retries > 0 for each in _with_items([step])
+    )
 
 
 def endured_steps(view: RunView) -> Iterator[StepView]:
@@ -117,10 +119,6 @@ def _with_items(steps: Iterable[StepView]) -> Iterator[StepView]:
     for step in steps:
         yield step
         yield from (step.items or {}).values()
-
-
-def _has_another_attempt(step: StepView) -> bool:
-    return step.error is None and len(step.attempts) - step.fresh_from > 1
 
 
 def lost_steps(view: RunView) -> list[LostSteps]:

@@ -19,6 +19,7 @@ from itertools import chain
 
 from asyncflow._core.arguments import check_number
 from asyncflow._core.report import RunReport
+from asyncflow._core.results import RunStatus
 from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView, count_left_out
@@ -56,8 +57,8 @@ def to_html(
             their duration and marks on the timeline. By default it shows nothing of that.
         usual_run_ms: The same of the run, which its head says, with the steps that took longer, if
             the run passed.
-        orphaned: Whether no process runs it, although it has not ended, as a journal knows. Then
-            its page says that steps were running when their process died.
+        orphaned: Whether no process runs it, although it has not ended, as a journal and its
+            reports know. Then its page says that steps were running when their process died.
         until: Until when a run that has not ended is shown, in seconds since the epoch (UTC); by
             default until its latest event.
 
@@ -92,6 +93,7 @@ def to_html(
     view, log = RunView(events), event_log(events)
     if isinstance(run, RunReport):
         count_left_out(view, run)
+        orphaned = orphaned or run.status is RunStatus.ORPHANED
     if not resume and view.fingerprints:  # only a run with a journal has them
         resume = command_of("resume", view.run_id, PLACEHOLDER, journal="JOURNAL")
     context = PageContext(

@@ -806,8 +806,7 @@ class PageModel:
         return f"{number} {'attempt' if number == 1 else 'attempts'}: {parts}"
 
     def retries(self, step: StepView) -> int:
-        items = (step.items or {}).values()
-        return sum(max(len(item.attempts) - item.fresh_from - 1, 0) for item in items)
+        return sum(item.retries for item in (step.items or {}).values())
 
     def items(self, step: StepView) -> list[tuple[int, StepView]]:
         """Return its items that are shown: first those that went wrong, then retried ones."""

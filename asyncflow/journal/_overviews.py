@@ -260,7 +260,9 @@ def _steps_of(
         count = rows[-1][1] if rows else 0
         if contradiction(row.run_id, row, events, count):
             return None
-        return step_runs(StoredRun(events))
+        run = StoredRun(events)
+        run.is_orphaned = record_of(row).status is RunStatus.ORPHANED
+        return step_runs(run)
     # Only our decoding and our replay are in here, as in `RunReader._replay`.
     except Exception:
         return None

@@ -197,6 +197,7 @@ class RunReader:
         run = (self._replay_with_log if with_log else self._replay)(run_id)
         if run is None:
             raise self._lists.unknown(run_id)
+        run.is_orphaned = run.is_running and self._lists.record(run_id).status is RunStatus.ORPHANED
         return run
 
     def _report_of(self, run_id: str, run: StoredRun) -> RunReport:

@@ -23,7 +23,7 @@ from asyncflow._core.looks import OUTCOME_LOOKS
 from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean
-from asyncflow._views.outcomes import frequency_text, items_text, outcome_look
+from asyncflow._views.outcomes import frequency_text, items_text
 from asyncflow.html_report._page_model import name_text
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
@@ -59,9 +59,9 @@ async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
     summaries = await journal.summaries(waiting[:_MOST_WAITING])
     steps = dict(list(found.steps.items())[:_MOST_STEPS])
     occurring = {
-        outcome_look(outcome, record.status)
+        OUTCOME_LOOKS[outcome]
         for step in steps.values()
-        for outcome, record in zip(step.outcomes, runs, strict=True)
+        for outcome in step.outcomes
         if outcome is not None
     }
     now_s = time.time()
@@ -89,7 +89,7 @@ async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
         figures=list(by_trouble(found.steps).items())[:_MOST_STEPS],
         hidden=len(found.steps) - len(steps),
         outcomes=[look for look in OUTCOME_LOOKS.values() if look in occurring],
-        look_at=lambda step, at: outcome_look(step.outcomes[at], runs[at].status),
+        look_at=lambda step, at: OUTCOME_LOOKS[step.outcomes[at]],
         all_runs=f"{path_in(request, '/')}?{urlencode({'pipeline': name}, errors='replace')}",
         now_s=now_s,
         status_of=listed_status,

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from compared_runs import MONDAY, store, store_two_runs
 
-from asyncflow import RunStatus
+from asyncflow import RunReport, RunStatus
 from asyncflow._cli import commands
 from asyncflow._core.results import Payload
 from asyncflow._views.preview import local_moment_text
@@ -63,7 +63,7 @@ STATUS     STEP     BASELINE     RUN  DIFFERENCE
 ✓ SUCCESS  load        1.0 s  400 ms  ▼ 600 ms faster (0.4×); depends on audit now; no longer depends on old
 –          old        300 ms       –  removed
 ✓ SUCCESS  audit           –  250 ms  added
-✓ SUCCESS  prices     500 ms  520 ms  about the same; 1 attempt → 2 attempts
+✓ SUCCESS  prices     500 ms  520 ms  about the same; 0 repeated attempts → 1 repeated attempt
            output, first at ['rate']: 1.1 → 1.2
 ⊘ SKIPPED  notify       2 ms       –  SUCCESS → SKIPPED
 ✓ SUCCESS  fetch       1.0 s   1.0 s  about the same; 2 items → 3 items; 0 repeated attempts → 1 repeated attempt
@@ -123,6 +123,25 @@ def test_the_json_has_the_whole_comparison(two_runs: Shell) -> None:
     }
     assert outputs["extract"]["change"] == "equal"
     assert outputs["train"] is None
+
+
+def test_every_document_calls_a_run_whose_process_is_gone_orphaned(shell: Shell) -> None:
+    async def store(journal: SQLiteJournal) -> None:
+        session, _ = await journal.open("lost", wait=False, read=bool)
+        for event in (RunStarted("lost", MONDAY, {"a": ()}, "etl"), AttemptStarted("a", 1, 1.0)):
+            session.append(event)
+        await session.close()
+
+    in_journal(store)
+
+    compared = shell.json("diff", "lost", "lost", "--json")
+    assert shell.json("runs", "--json")[0]["status"] == "ORPHANED"
+    assert compared["run"]["status"] == compared["baseline"]["status"] == "ORPHANED"
+    assert compared["steps"][0]["run"]["status"] == "ORPHANED"
+    assert shell.json("stats", "etl", "--json")["steps"][0]["outcomes"] == ["ORPHANED"]
+    report = RunReport.from_json(shell("show", "lost", "--json").stdout)
+    assert report.status is RunStatus.ORPHANED
+    assert "◇ ORPHANED" in report.to_html()
 
 
 def test_other_runs_can_be_named_also_those_of_other_pipelines(two_runs: Shell) -> None:

@@ -7,9 +7,17 @@ import pickle
 from typing import Any
 
 import pytest
-from results import Hostile, cancelled, failed, mapped, report_of, skipped, succeeded
+from results import Hostile, cancelled, failed, mapped, report_of, retried, skipped, succeeded
 
-from asyncflow import RestoredOutput, RunReport, Segment, StepResult, StepStatus
+from asyncflow import (
+    Attempt,
+    RestoredOutput,
+    RunReport,
+    Segment,
+    StepCrashedError,
+    StepResult,
+    StepStatus,
+)
 from asyncflow._core.comparison import (
     InputChange,
     OutputComparison,
@@ -148,9 +156,9 @@ def test_notable_steps_come_with_the_largest_difference_in_time_first() -> None:
 @pytest.mark.parametrize(
     ("run", "baseline"),
     [
-        (took("x", 3, attempts=2), took("x", 3)),
+        (retried("x", OSError()), took("x", 3)),
         (mapped("x", took("x[0]", 3), took("x[1]", 3)), mapped("x", took("x[0]", 3))),
-        (mapped("x", took("x[0]", 3, attempts=2)), mapped("x", took("x[0]", 3))),
+        (mapped("x", retried("x[0]", OSError())), mapped("x", took("x[0]", 3))),
         (took("x", 3, depends_on=("a",)), took("x", 3)),
         (took("x", 3), took("x", 3, depends_on=("a",))),
         (cancelled("x"), took("x", 3)),
@@ -169,6 +177,31 @@ def test_whatever_differs_beside_a_little_time_is_notable(
     assert not step.has_notable_duration
     assert step.is_notable
     assert not compared([run], [run]).notable_steps
+
+
+def test_an_attempt_after_one_whose_process_died_or_before_a_new_begin_is_no_repeated_one() -> None:
+    crashed = retried("x", StepCrashedError("x", 1, 1))
+    again = (
+        Attempt(1, 0.0, 1.0, OSError()),
+        Attempt(2, 1.0, 1.0, OSError()),
+        Attempt(1, 2.0, 1.0, None, segment=2),
+    )
+    began_anew = took("y", 3, attempts=3, recorded=again)
+    comparison = compared([crashed, began_anew], [took("x", 3), took("y", 3)])
+
+    assert [step.retry_counts for step in comparison.steps] == [(0, 0), (0, 0)]
+    assert not comparison.notable_steps
+    (step,) = compared([retried("x", OSError())], [crashed]).steps
+    assert step.retry_counts == (0, 1)
+
+
+def test_a_running_attempt_after_one_that_failed_is_a_repeated_one() -> None:
+    fields = {"started_ms": 0.0, "recorded": (Attempt(1, 0.0, 1.0, OSError()),)}
+    waits = StepResult("x", StepStatus.RUNNING, 1, **fields)
+    runs = StepResult("x", StepStatus.RUNNING, 2, **fields)
+
+    assert compared([waits], [took("x", 3)]).steps[0].retry_counts == (0, 0)
+    assert compared([runs], [took("x", 3)]).steps[0].retry_counts == (0, 1)
 
 
 def test_dependencies_are_compared_if_both_runs_have_the_step() -> None:

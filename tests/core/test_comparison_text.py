@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from results import failed, mapped, report_of, skipped, succeeded
+from results import failed, mapped, report_of, retried, skipped, succeeded
 from rich.cells import cell_len
 
 from asyncflow import RestoredOutput, RunReport, RunStatus, StepResult, StepStatus
@@ -113,7 +113,7 @@ def test_what_a_dead_process_was_running_is_orphaned() -> None:
 
 
 def test_the_facts_of_a_step_name_all_that_differs() -> None:
-    one = succeeded("x[0]", attempts=2)
+    one = retried("x[0]", OSError())
     compared = StepComparison(
         "x",
         mapped("x", one, succeeded("x[1]"), depends_on=("a\n", "c")),

@@ -126,6 +126,18 @@ def test_a_step_has_one_outcome_and_one_duration_in_a_run(
     assert bool(found.error) == (outcome in ("FAILED", "RETRIED"))
 
 
+def test_a_crash_is_not_the_error_of_a_step_that_was_retried() -> None:
+    run = StoredRun(
+        [
+            *(RunStarted("r", 0.0, {"a": ()}), BEGIN),
+            *(AttemptFailed("a", 1, 20.0, OSError("away"), 5.0), AttemptStarted("a", 2, 25.0)),
+            *(resumed(30.0), AttemptStarted("a", 3, 30.0), StepSucceeded("a", 3, 35.0, None)),
+        ]
+    )
+
+    assert step_runs(run)["a"][0::3] == ("RETRIED", "OSError: away")
+
+
 @pytest.mark.parametrize("events", [GOLDEN, RESUMED])
 def test_durations_are_those_of_the_report(events: list[Event]) -> None:
     run = StoredRun(events)

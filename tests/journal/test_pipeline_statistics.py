@@ -182,13 +182,13 @@ async def test_a_summary_that_is_damaged_or_of_an_earlier_end_does_not_count(
     without_end = (await journal.summaries([before]))["r"]
     resumed = RunResumed("r", 9.0, 9.0, {"a": ()}, {}, unfinished={"a": "it failed"}, afresh=True)
     await store_segment(journal, "r", resumed, AttemptStarted("a", 1, 9.0))
-    running = await journal.statistics("etl")
+    orphaned = await journal.statistics("etl")
 
     assert (summary.failed_step, describe_error(summary.error)) == ("a", "OSError: bad day")
     assert without_end == RunSummary()
     assert damaged.steps["a"].outcomes == ("FAILED",)
-    assert running.steps["a"].outcomes == ("RUNNING",)
-    assert not any(found.runs[0].damaged for found in (damaged, running))
+    assert orphaned.steps["a"].outcomes == ("ORPHANED",)
+    assert not any(found.runs[0].damaged for found in (damaged, orphaned))
 
 
 @pytest.mark.parametrize("length", [1, 100_000])

@@ -22,6 +22,7 @@ from asyncflow.events import (
     Event,
     MapStarted,
     RunFinished,
+    RunResumed,
     RunStarted,
     StepCancelled,
     StepFailed,
@@ -93,6 +94,17 @@ def test_only_what_did_not_succeed_is_shown_and_the_verdict_is_last() -> None:
         "✗ FAILED in 4.9 s: 15 succeeded, 1 failed, 24 skipped, "
         "3 retried (prepare_0, prepare_1, prepare_2)",
     ]
+
+
+def test_a_step_whose_process_died_was_not_retried() -> None:
+    events = [
+        *(RunStarted("r", 0.0, {"a": ()}), AttemptStarted("a", 1, 1.0)),
+        RunResumed("r", 2.0, 9.0, {"a": ()}, {}, unfinished={"a": "it had not finished"}),
+        *(AttemptStarted("a", 2, 2.0), StepSucceeded("a", 2, 3.0, None)),
+        RunFinished(4.0, RunStatus.PASSED),
+    ]
+
+    assert "retried" not in verdict(RunView(events))
 
 
 def test_of_a_deep_traceback_the_innermost_three_frames_are_shown() -> None:

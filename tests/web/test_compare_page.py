@@ -50,8 +50,8 @@ async def test_a_run_is_compared_with_the_last_passed_one(client: Any) -> None:
     assert '<a href="/runs/monday">' in html
     assert set(rows_of(html)) == {
         "extract ✓ SUCCESS 1.0 s 4.0 s ▲ 3.0 s slower (4.0×)",
-        "prices ✓ SUCCESS 500 ms 520 ms about the same 1 attempt → 2 attempts "
-        "output, first at ['rate']: 1.1 → 1.2",
+        "prices ✓ SUCCESS 500 ms 520 ms about the same 0 repeated attempts → 1 "
+        "repeated attempt output, first at ['rate']: 1.1 → 1.2",
         "fetch ✓ SUCCESS 1.0 s 1.0 s about the same 2 items → 3 items "
         "0 repeated attempts → 1 repeated attempt output [1, 1] → [1, 1, 1]",
         "audit ✓ SUCCESS – 250 ms added",
