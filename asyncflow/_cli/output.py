@@ -68,7 +68,7 @@ _STATUS = re.compile(
 _MOST_NAMES = 10
 _LEAST_TEXT = 24
 """How many cells a text has beside what it is aligned with; on a narrower terminal, below it."""
-_FILE_WIDTH = 100_000
+FILE_WIDTH = 100_000
 """How many characters a line of a file or a pipe may have."""
 
 
@@ -80,7 +80,7 @@ def stdout_console() -> Console:
     file = GuardedStream(sys.stdout) if in_github_actions() else None
     console = Console(file=cast("IO[str]", file), highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = _FILE_WIDTH
+        console.width = FILE_WIDTH
     return console
 
 

@@ -28,6 +28,7 @@ from asyncflow._cli.options import (
     status_option,
 )
 from asyncflow._cli.output import (
+    FILE_WIDTH,
     RUN_FAILED,
     CommandError,
     stdout_console,
@@ -54,7 +55,7 @@ from asyncflow.journal._queries import (
     record_document,
     so_far_ms,
 )
-from asyncflow.live._theme import Theme, elide, theme_for
+from asyncflow.live._theme import Theme, elide, elide_middle, theme_for
 
 _DEFAULT_LIMIT, _HIGHEST_LIMIT = 20, 1_000_000_000
 _GAP = "  "
@@ -66,6 +67,8 @@ _LEAST_DETAILS = 24
 """In how many cells the last column is worth having. With less room, what follows the pipeline
 stands below the row."""
 _INDENT = 4
+_PROSE = "DETAILS"
+"""The column that loses its end where it doesn't fit; names lose their middle."""
 _TIME_WIDTH = len("2024-06-01 14:00:00")
 
 
@@ -125,6 +128,7 @@ def _check_nothing(words: tuple[str, ...]) -> None:
     type=click.IntRange(0, _HIGHEST_LIMIT),
     help=f"The highest number of runs; 0 for all.  [default: {_DEFAULT_LIMIT}]",
 )
+@click.option("--wide", is_flag=True, help="Cut nothing, however wide the terminal is.")
 @json_option
 def runs(
     journal: str,
@@ -136,6 +140,7 @@ def runs(
     attributes: Mapping[str, AttributeValue] | None,
     waits_for: WaitKind | None,
     limit: int | None,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """List the runs of a journal, the latest start first."""
@@ -169,7 +174,7 @@ def runs(
     if as_json:
         click.echo(json.dumps([record_document(record) for record in shown], indent=2))
     elif shown:
-        write_table(shown, summaries, slower)
+        write_table(shown, summaries, slower, wide=wide)
     else:
         hint = "" if label is None else "; --label is the whole label, and --text a part of it"
         write_note(f"no matching runs{hint}")
@@ -183,18 +188,22 @@ def write_table(
     records: Sequence[RunRecord],
     summaries: Mapping[str, RunSummary],
     slower: Mapping[str, Slower],
+    *,
+    wide: bool = False,
 ) -> None:
     """Write the list of some runs.
 
-    ``slower`` has those that were slower than usual.
+    ``slower`` has those that were slower than usual; if it is ``wide``, nothing is cut.
     """
     console = stdout_console()
+    if wide:
+        console.width = FILE_WIDTH
     theme = theme_for(console.encoding)
     now = datetime.now().astimezone()
     # One zone for all rows, also for those from before the clocks were changed.
     zone = timezone(now.utcoffset() or timedelta())
     started = f"STARTED ({zone_name(now)})"
-    rows = [["RUN", "STATUS", started, "TOOK", "PIPELINE", "LABEL", "ATTRIBUTES", "DETAILS"]]
+    rows = [["RUN", "STATUS", started, "TOOK", "PIPELINE", "LABEL", "ATTRIBUTES", _PROSE]]
     rows += [
         _cells(
             record,
@@ -207,12 +216,13 @@ def write_table(
     ]
     used = [at for at in range(len(rows[0])) if at < _FIXED or any(row[at] for row in rows[1:])]
     rows = [[row[at] for at in used] for row in rows]
-    below = [""] * len(rows)
+    titles, below = rows[0], [""] * len(rows)
     # Users copy ids, so only the last column may be cut.
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)][:-1]
     room = console.width - sum(widths) - len(_GAP) * len(widths)
     if room < _LEAST_DETAILS and len(used) > _FIXED:
-        below = ["", *(_GAP.join(filter(None, row[_FIXED:])) for row in rows[1:])]
+        most = max(console.width - _INDENT, _LEAST_WIDTH)
+        below = ["", *(_below(titles[_FIXED:], row[_FIXED:], most, theme) for row in rows[1:])]
         rows, widths = [row[:_FIXED] for row in rows], widths[: _FIXED - 1]
         room = console.width - sum(widths) - len(_GAP) * len(widths)
     left = max(room, _LEAST_WIDTH)
@@ -221,16 +231,29 @@ def write_table(
     for row, details, record in zip(rows, below, [None, *records], strict=True):
         *cells, last = row
         fixed = (set_cell_size(cell, width) for cell, width in zip(cells, widths, strict=True))
-        line = Text(_GAP.join([*fixed, elide(last, left, theme.ellipsis)]).rstrip())
+        line = Text(_GAP.join([*fixed, _cut(titles[len(row) - 1], last, left, theme)]).rstrip())
         if record is None:
             line.stylize("bold")
         else:
             line.stylize(RUN_LOOKS[listed_status(record)].colour, start, start + widths[1])
         lines.append(line)
         if details:
-            cut = elide(details, max(console.width - _INDENT, _LEAST_WIDTH), theme.ellipsis)
-            lines.append(Text(" " * _INDENT + cut))
+            lines.append(Text(" " * _INDENT + details))
     console.print(Text("\n").join(lines), soft_wrap=True)
+
+
+def _below(titles: Sequence[str], cells: Sequence[str], room: int, theme: Theme) -> str:
+    """Return what stands below a row: each name has its share of the room, and details the rest."""
+    share = room // max(len([*filter(None, cells)]), 1) - len(_GAP)
+    found = [
+        cell if title == _PROSE else elide_middle(cell, share, theme.ellipsis)
+        for title, cell in zip(titles, cells, strict=True)
+    ]
+    return elide(_GAP.join(filter(None, found)), room, theme.ellipsis)
+
+
+def _cut(title: str, cell: str, room: int, theme: Theme) -> str:
+    return (elide if title == _PROSE else elide_middle)(cell, room, theme.ellipsis)
 
 
 def _cells(

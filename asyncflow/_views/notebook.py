@@ -16,6 +16,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import SignalWait, StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, escape_controls, plural
+from asyncflow._views.names import middle_out
 from asyncflow._views.preview import error_words
 from asyncflow._views.run_end import verdict
 from asyncflow._views.run_view import RunView, view_of
@@ -39,7 +40,7 @@ def to_notebook_html(view: RunView) -> str:
         f'<th scope="col" style="{_CELL}">{head}</th>'
         for head in ("step", "status", "attempts", "duration", "when", "")
     )
-    name = shortened(escape_controls(view.pipeline or view.run_id), _NAME)
+    name = middle_out(escape_controls(view.pipeline or view.run_id), _NAME)
     rows = "".join(_row(step, view.at_ms) for step in steps)
     return (
         f"<div><p><strong>{escape(verdict(view))}</strong> {escape(name)}</p>"
@@ -63,7 +64,7 @@ def _chosen(view: RunView) -> list[StepView]:
 
 def _row(step: StepView, now_ms: float) -> str:
     spent = step.duration_ms(now_ms)
-    name = shortened(escape_controls(step.name), _NAME)
+    name = middle_out(escape_controls(step.name), _NAME)
     said = remarks_of(step, lambda error: error_words(error, _WORDS))
     words = "; ".join([shortened(remark, _WORDS) for remark in said if remark])
     look = look_of(step)

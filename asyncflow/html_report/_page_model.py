@@ -36,6 +36,7 @@ from asyncflow._core.text import duration, escape_controls, left_out
 from asyncflow._views.dag import GraphDrawing, draw_graph
 from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import items_with_values
+from asyncflow._views.names import middle_out
 from asyncflow._views.next_command import answer_command
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import error_trace, error_words
@@ -865,8 +866,7 @@ def error_line(error: BaseException) -> str:
 
 def name_text(name: str) -> str:
     """Return a name in one line, without its middle if it is too long to be read."""
-    text = line_text(name)
-    return text if len(text) <= _NAME else f"{text[: _NAME // 2]}…{text[1 - _NAME // 2 :]}"
+    return middle_out(line_text(name), _NAME)
 
 
 def halves(name: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from asyncflow._core.errors import MissingExtraError
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.preview import printable, shortened
 from asyncflow._core.text import duration, plural
+from asyncflow._views.names import middle_out
 from asyncflow._views.notes import level_name, log_text
 from asyncflow._views.preview import ago, error_trace, moment_iso, moment_text
 from asyncflow._views.waiting import is_queued, wait_text
@@ -108,6 +109,7 @@ def _environment() -> jinja2.Environment:
         grouped="{:,}".format,
         plural=plural,
         name=name_text,
+        short=middle_out,
         halves=halves,
         line=line_text,
         reason=reason_text,

@@ -13,6 +13,7 @@ from rich.cells import cell_len, set_cell_size
 
 from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS, STEP_LOOKS, Look
 from asyncflow._core.text import escape_controls
+from asyncflow._views.names import middle_out
 
 
 def printable(text: str, encoding: str) -> str:
@@ -31,10 +32,8 @@ def elide_middle(text: str, width: int, ellipsis: str = "…") -> str:
     """Return the text without its middle if it takes more than ``width`` cells."""
     if cell_len(text) <= width:
         return text
-    tail_width = (width - 1) // 2
-    head = set_cell_size(text, width - 1 - tail_width)
-    tail = set_cell_size(text[::-1], tail_width)[::-1]
-    return set_cell_size(f"{head}{ellipsis}{tail}", width)
+    cut = middle_out(text, width, ellipsis, size_of=cell_len, beginning=set_cell_size)
+    return set_cell_size(cut, width)
 
 
 def fit(text: str, width: int, ellipsis: str = "…") -> str:

@@ -22,7 +22,7 @@ from browser.axe import violations
 from browser.live_processes import HOSTILE, Gates, Process, ServerThread
 from playwright.async_api import Locator, Page, Route, expect
 
-from asyncflow import Pipeline, after
+from asyncflow import Orchestrator, Pipeline, WorkflowStep, after
 from asyncflow.journal import SQLiteJournal
 
 TOKEN = "a token that is hard to guess"
@@ -613,6 +613,33 @@ async def test_pages_fit_the_width_of_the_window(tab: Tab, site: ServerThread) -
         for width in (390, 1280):
             await tab.page.set_viewport_size({"width": width, "height": 800})
             assert await tab.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# A long name may break between its words.
+LINES_OF_WORDS = """link => [...link.childNodes].filter(each => each.data).map(word => {
+  const range = document.createRange(); range.selectNodeContents(word);
+  return new Set([...range.getClientRects()].map(each => Math.round(each.top))).size; })"""
+
+
+async def test_no_name_breaks_within_a_word_in_the_list(tab: Tab, site: ServerThread) -> None:
+    words = " ".join(["the import of", "x" * 150] * 3)
+
+    async def fail() -> None:
+        raise ValueError(words)
+
+    names = "nightly_import", "nightly_import_of_orders_and_invoices_of_customers_de"
+    async with SQLiteJournal(site.folder / "runs.db") as journal:
+        for name in names:
+            pipeline = Orchestrator([WorkflowStep("a", fail)], name=name, journal=journal)
+            await pipeline.with_options(run_id=f"{name}-12:00", label=words[:200]).run()
+    await tab.page.goto(site.url)
+
+    for width in (900, 1280):
+        await tab.page.set_viewport_size({"width": width, "height": 800})
+        assert await tab.page.evaluate("document.documentElement.scrollWidth") <= width
+    links = await tab.page.locator("#list :is(th, td) > a").all()
+    for lines in [each for link in links for each in await link.evaluate(LINES_OF_WORDS)]:
+        assert lines == 1
 
 
 PICTURE = "<img src=x onerror=window.hacked=1>"

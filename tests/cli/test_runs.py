@@ -205,6 +205,31 @@ def test_label_and_error_stand_below_the_row_on_a_narrow_terminal(
     assert below == "    order 1  bad: OSError: no disk"
 
 
+def test_names_that_do_not_fit_lose_their_middle_unless_the_list_is_wide(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = "the nightly import of all orders and invoices of customers in"
+    for country in ("de", "fr"):
+        name = f"nightly_import_of_orders_and_invoices_of_customers_{country}"
+        shell.write(f"{country}.py", f"from asyncflow import Pipeline\np = Pipeline({name!r})\n")
+        shell("run", f"{country}:p", "--run-id", country, "--label", f"{label} {country}")
+
+    def listed(*options: str) -> list[str]:
+        narrow = Console(width=80, highlight=False, markup=False, emoji=False)
+        monkeypatch.setattr("asyncflow._cli.runs.stdout_console", lambda: narrow)
+        return shell("runs", *options).stdout.splitlines()
+
+    _, french, of_french, german, of_german = listed()
+    assert max(map(len, (french, of_french))) <= 80
+    for country, line in (("fr", french), ("de", german)):
+        assert re.fullmatch(f".*  nightly_import_of_…s_of_customers_{country}", line)
+    assert of_french == of_german.replace("in de", "in fr") == f"    {label} fr"
+    assert [line.split("  ")[-2:] for line in listed("--wide")[1:]] == [
+        [f"nightly_import_of_orders_and_invoices_of_customers_{country}", f"{label} {country}"]
+        for country in ("fr", "de")
+    ]
+
+
 def test_the_json_of_a_run_has_machine_readable_values(shell: Shell, orphan: str) -> None:
 
     (run,) = shell.json("runs", "--json")
@@ -500,14 +525,14 @@ def test_a_damaged_run_is_listed_and_named_in_the_error(shell: Shell) -> None:
     assert shell("forget", "second").stdout == "removed run second (DAMAGED)\n"
 
 
-def test_a_terminal_gets_colours_and_truncated_lines(shell: Shell) -> None:
+def test_a_terminal_gets_colours_and_lines_that_fit(shell: Shell) -> None:
     store_run("first", fail, "a pipeline with a name that is far too long for that")
     variables = {"FORCE_COLOR": "1", "COLUMNS": "72", "TERM": "xterm"}
 
     table, report = shell("runs", env=variables), shell("show", "first", env=variables)
 
     line = re.sub(r"\x1b\[[\d;]*m", "", table.stdout.splitlines()[1])
-    assert line.endswith("…")
+    assert re.search(r"  a pipeline.*….*for that$", line)
     assert len(line) <= 72
     assert "\x1b[1;31m✗ FAILED" in table.stdout
     assert "\n\x1b[1;31m✗ FAILED   \x1b[0m  one" in report.stdout

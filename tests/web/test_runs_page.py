@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from dataclasses import replace
 from html import unescape
 from typing import Any
 
@@ -22,7 +23,8 @@ HOSTILE = "<script>alert('x')</script>"
 
 
 def ids_in(html: str) -> list[str]:
-    return [unescape(found) for found in re.findall(r'<th scope="row"><a [^>]*>(.*?)</a>', html)]
+    found = re.findall(r'<th scope="row"><a [^>]*>(.*?)</a>', html)
+    return [unescape(each.replace("<wbr>", "")) for each in found]
 
 
 def orphan(run_id: str = "lost") -> RunRecord:
@@ -30,6 +32,22 @@ def orphan(run_id: str = "lost") -> RunRecord:
     return RunRecord(
         run_id, "etl", RunStatus.ORPHANED, now - 60, now - 50, None, latest_ms=10_000.0
     )
+
+
+async def test_a_long_name_loses_its_middle_and_has_the_whole_one_as_title(
+    make_client: Any,
+) -> None:
+    names = [f"nightly_import_of_all_customers_{country}" for country in ("de", "fr")]
+    runs = [replace(orphan(f"{name}-2024-06-01T12:00"), pipeline=name) for name in names]
+    async with RecordJournal(*runs) as journal:
+        page = (await make_client(app(journal)).get("/")).text
+
+    shown = page.replace("<wbr>", "")
+    assert ">nightly_import…_customers_de</a>" in shown
+    assert ">nightly_import…_customers_fr</a>" in shown
+    for run in runs:
+        assert f'title="{run.run_id}"' in page
+        assert f'title="{run.pipeline}"' in page
 
 
 class RecordJournal(SQLiteJournal):
