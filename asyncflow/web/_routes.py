@@ -26,6 +26,7 @@ from asyncflow._core.results import RunStatus
 from asyncflow._core.run_preview import RunPreview, counts_text, runs_nothing, words_of
 from asyncflow._core.signal import check_sender
 from asyncflow._views.event_text import ended_as
+from asyncflow._views.waiting import is_queued
 from asyncflow.html_report._page_model import name_text
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import record_document
@@ -68,7 +69,8 @@ async def resume(request: Request, journal: SQLJournal, resumer: Resumer) -> Res
     except ResumeRefusedError as error:
         why = f"Run {run_id!r}: {error}."
         return _refused(request, run_id, "The run can't be resumed here", why)
-    return _done(request, run_id, "resumed" if has_begun else "waiting")
+    done = "started" if is_queued(record.waits_for) else "resumed"
+    return _done(request, run_id, done if has_begun else "waiting")
 
 
 async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:

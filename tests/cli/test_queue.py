@@ -185,6 +185,12 @@ def test_a_run_that_waited_to_start_is_cancelled_as_that(shell: Shell) -> None:
     assert cancelled == "run later, which waited to start, has ended as cancelled\n"
 
 
+def test_the_preview_of_a_run_that_waits_to_start_is_that_of_a_start(shell: Shell) -> None:
+    shell("enqueue", "etl:pipeline", "--run-id", "r")
+
+    assert shell("resume", "r", "etl:pipeline", "--dry-run").stdout.startswith("A start of run r:")
+
+
 # asyncflow enqueue
 
 

@@ -83,6 +83,16 @@ async def test_the_start_of_a_run_that_was_enqueued_is_no_resumption(
     assert "pause</dt>" not in page
 
 
+async def test_a_page_starts_a_run_that_waits_to_start_and_resumes_none(
+    make_client: Any, queue: Any
+) -> None:
+    client = make_client(app(queue, pipelines={"etl": passing()}))
+
+    answer = await client.post("/resume/first", headers={"Accept": "application/json"})
+
+    assert answer.json() == {"done": "started"}
+
+
 async def test_a_run_that_was_replaced_names_the_other(make_client: Any, queue: Any) -> None:
     etl = passing().with_options(journal=queue)
     await etl.enqueue({}, run_id="new", key="customer-<17>", on_conflict="replace")

@@ -46,6 +46,7 @@
     cancelling: "Stopping: its running steps are cancelled, and clean up first.",
     "cancelled-later": "Cancelled: no process runs it now, and the next to take it up ends it.",
     cancelled: "Cancelled.",
+    started: "Started.",
     resumed: "Resumed: completed steps are not run again.",
     waiting: "It waits on: nothing has come, and its code is the same.",
   };
