@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import os
 import re
 import stat
@@ -11,15 +10,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from terminals import Terminal
-
-from asyncflow import RunNotFoundError
-from asyncflow.events import Event
-from asyncflow.journal import SQLiteJournal
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,16 +64,11 @@ def steps_of(page: str) -> Iterator[Command | Edit]:
 
 
 class Reader:
-    """Does what the page says, in a folder of its own.
+    """Does what the page says, in a folder of its own."""
 
-    Where the page kills run ``monday`` after three seconds, this one does once the events say that
-    ``is_time``.
-    """
-
-    def __init__(self, folder: Path, is_time: Callable[[list[Event]], bool]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder / "coffee"
         self.folder.mkdir()
-        self._is_time = is_time
         programs = folder / "bin"
         programs.mkdir()
         for name, arguments in {
@@ -90,6 +80,7 @@ class Reader:
             program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
             program.chmod(program.stat().st_mode | stat.S_IXUSR)
         hidden = {"COLUMNS", "LINES", "CI", "FORCE_COLOR", "NO_COLOR", "GITHUB_ACTIONS"}
+        hidden.add("PYTHONUNBUFFERED")  # a reader's program writes to a pipe when it flushes
         self._environment = {
             **{name: value for name, value in os.environ.items() if name not in hidden},
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
@@ -121,24 +112,18 @@ class Reader:
         """Run a command in a terminal of 100 columns; return what a wide terminal shows then."""
         terminal = Terminal(100 if "--timeline" in command else 200, 50)
         try:
-            # Where a reader waits for three seconds, this one looks.
-            start, killed, rest = command.partition(" & sleep 3; kill -9 $!")
-            assert not rest
-            serves = start.startswith("asyncflow ui")
+            serves = command.startswith("asyncflow ui")
             if serves:  # another program may have the usual port, and no browser is wanted
-                start = start.replace(" --open", " --port 0")
+                command = command.replace(" --open", " --port 0")
             process = subprocess.Popen(
-                [sys.executable, "-c", IN_A_TERMINAL, f"exec {start}" if killed else start],
+                [sys.executable, "-c", IN_A_TERMINAL, command],
                 cwd=self.folder,
                 env=self._environment,
                 stdin=terminal.device,
                 stdout=terminal.device,
                 stderr=terminal.device,
             )
-            if killed:
-                self._wait_until_it_is_time()
-                process.kill()
-            elif serves:
+            if serves:
                 self._visit(terminal)
                 terminal.press(b"\x03")
             process.wait(timeout=30)
@@ -146,20 +131,19 @@ class Reader:
             terminal.close()
         return terminal.text.partition("^C")[0]
 
-    def _wait_until_it_is_time(self) -> None:
-        async def look() -> None:
-            async with SQLiteJournal(self.folder / "asyncflow.db") as journal:
-                async with asyncio.timeout(20):
-                    while not self._is_time(await events_in(journal)):
-                        await asyncio.sleep(0.05)
-
-        async def events_in(journal: SQLiteJournal) -> list[Event]:
-            try:
-                return [stored.event for stored in await journal.events("monday")]
-            except RunNotFoundError:
-                return []
-
-        asyncio.run(look())
+    def run_in_a_pipe(self, command: str) -> str:
+        """Run a command where there is no terminal; return all that it writes."""
+        ended = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=30,
+        )
+        return ended.stdout
 
     def _visit(self, terminal: Terminal) -> None:
         deadline = time.monotonic() + 20

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from page_reader import ROOT, Edit, Reader, matches, steps_of
 
-from asyncflow.events import AttemptStarted, Event
-
 pytestmark = [
     pytest.mark.process,
     pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal"),
@@ -27,10 +25,7 @@ def test_a_machine_that_lets_items_wait_shows_what_the_page_says() -> None:
 
 @pytest.mark.timeout(300)  # seconds; it starts some fifteen processes
 def test_a_reader_who_does_what_the_page_says_sees_what_it_shows(tmp_path: Path) -> None:
-    def uploads(events: list[Event]) -> bool:
-        return any(isinstance(each, AttemptStarted) and each.step == "upload" for each in events)
-
-    reader = Reader(tmp_path, uploads)
+    reader = Reader(tmp_path)
 
     for step in steps_of(PAGE.read_text(encoding="utf-8")):
         if isinstance(step, Edit):

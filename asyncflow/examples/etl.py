@@ -186,9 +186,27 @@ def show_progress(event: Event) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline for a command line, print its report and return the exit code."""
-    parser = argparse.ArgumentParser("python -m asyncflow.examples.etl")
-    parser.add_argument("source", nargs="?", type=Path, default=PENGUINS, help="a CSV file")
-    parser.add_argument("--database", metavar="PATH", type=Path, default=Path("etl.db"))
+    parser = argparse.ArgumentParser(
+        "python -m asyncflow.examples.etl",
+        description="Load a CSV file into a table of an SQLite database, named after the file.",
+        epilog="Invalid rows (unreadable, or unlike the header or the types of the columns) go into "
+        "the table etl_quarantine, with line number, reason and text. If more than "
+        f"{MOST_INVALID * 100:.0f} % are invalid, the run fails and changes nothing.",
+    )
+    parser.add_argument(
+        "source",
+        nargs="?",
+        type=Path,
+        default=PENGUINS,
+        help="a UTF-8 CSV file with a header; by default the penguins that come with asyncflow",
+    )
+    parser.add_argument(
+        "--database",
+        metavar="PATH",
+        type=Path,
+        default=Path("etl.db"),
+        help="the database, made if it does not exist (default: %(default)s)",
+    )
     options = parser.parse_args(argv)
     try:
         report = asyncio.run(run_etl(options.source, options.database))

@@ -397,6 +397,17 @@ def wait_for_the_stop_request() -> None:
 # Sources that cannot be read, and the command line.
 
 
+def test_the_help_names_the_input_the_output_and_what_invalid_rows_get(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+
+    words = " ".join(capsys.readouterr().out.split())
+    assert "source a UTF-8 CSV file with a header; by default the penguins" in words
+    assert "--database PATH the database, made if it does not exist (default: etl.db)" in words
+    assert "go into the table etl_quarantine" in words
+    assert "If more than 10 % are invalid, the run fails and changes nothing." in words
+
+
 class Flaky(type(Path())):  # Path itself cannot be subclassed before 3.12
     """A source whose first attempts to open it fail."""
 
