@@ -189,8 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m asyncflow.examples.etl",
         description="Load a CSV file into a table of an SQLite database, named after the file.",
-        epilog="Invalid rows (unreadable, or unlike the header or the types of the columns) go into "
-        "the table etl_quarantine, with line number, reason and text. If more than "
+        epilog="Invalid rows (unreadable, or unlike the header or the types of the columns) go "
+        "into the table etl_quarantine, with line number, reason and text. If more than "
         f"{MOST_INVALID * 100:.0f} % are invalid, the run fails and changes nothing.",
     )
     parser.add_argument(
