@@ -7,6 +7,7 @@ its text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -24,6 +25,7 @@ from asyncflow._core.results import (
     with_note,
 )
 from asyncflow._core.text import did_you_mean, escape_controls
+from asyncflow._core.tracebacks import strip_frames_until
 
 if TYPE_CHECKING:
     from asyncflow._core.comparison import RunComparison
@@ -461,7 +463,12 @@ def _error_with_note(result: StepResult, run_id: str) -> Exception:
     # The attempts of a mapped step are those of its items.
     attempt = "" if result.items is not None else f", attempt {latest_number(result)},"
     note = f"in step {result.step_name!r}{attempt} of run {run_id}"
-    return with_note(result.error, note)
+    error = result.error
+    with suppress(Exception):  # as in `with_note`
+        if error is not None and note in error.__notes__:
+            # It was raised before, and may keep the frames of that through pickle: Dask sees to it.
+            strip_frames_until(error, "raise_for_failures")
+    return with_note(error, note)
 
 
 def report_of(history: History, run_id: str, **facts: Any) -> RunReport:

@@ -51,6 +51,16 @@ def strip_internal_frames(error: BaseException) -> None:
     BaseException.with_traceback(error, trace)  # its class may refuse to be assigned to
 
 
+def strip_frames_until(error: BaseException, function: str) -> None:
+    """Let the traceback of an error begin after the first frame of an internal function, if any."""
+    trace = error.__traceback__
+    while trace is not None:
+        code, trace = trace.tb_frame.f_code, trace.tb_next
+        if code.co_name == function and is_internal_frame(code.co_filename):
+            BaseException.with_traceback(error, trace)
+            return
+
+
 def let_go(errors: Iterable[BaseException]) -> None:
     """Clear what the internal frames behind a run's errors hold, when its nodes have ended.
 

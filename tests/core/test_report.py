@@ -7,7 +7,10 @@ import dataclasses
 import json
 import pickle
 import sys
+import traceback
 import tracemalloc
+from types import TracebackType
+from typing import Any, ClassVar
 
 import pytest
 from freed import Holding, without_collector
@@ -308,6 +311,36 @@ def note(step: str, attempt: int = 1) -> str:
     return f"in step {step!r}, attempt {attempt}, of run r1"
 
 
+class TracedError(ValueError):
+    """Keeps its traceback when it is pickled, as all errors do once Dask's library is imported."""
+
+    kept: ClassVar[list[TracebackType | None]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.kept.append(self.__traceback__)
+        return TracedError.restored, (len(self.kept) - 1, self.args, self.__dict__)
+
+    @classmethod
+    def restored(cls, at: int, args: tuple[Any, ...], values: dict[str, Any]) -> TracedError:
+        error = cls(*args).with_traceback(cls.kept[at])
+        error.__dict__.update(values)
+        return error
+
+
+def raised_by_a_step(error: ValueError) -> ValueError:
+    try:
+        raise error
+    except ValueError:
+        return error
+
+
+def frames_of_raise(report: RunReport) -> list[str]:
+    """Return the names of the functions in the traceback that a report raises."""
+    with pytest.raises(ValueError, match="boom") as caught:
+        report.raise_for_failures()
+    return [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+
+
 class TestRaising:
     def test_a_step_that_the_deadline_cancelled_counts_as_failed(self) -> None:
         late = StepTimeoutError("a", 1, 50, "run")
@@ -335,6 +368,40 @@ class TestRaising:
         assert caught.value is error
         assert error.__notes__ == [note("a", 3)]
         assert error.__cause__ is error.__context__ is None
+
+    def test_an_error_that_is_raised_again_has_the_frames_of_one_raise(self) -> None:
+        report = report_of(failed("a", raised_by_a_step(ValueError("boom"))))
+
+        traces = [frames_of_raise(report) for _ in range(3)]
+
+        assert traces[0][1:] == ["raise_for_failures", "raised_by_a_step"]
+        assert traces[0] == traces[1] == traces[2]
+
+    def test_an_error_of_a_nested_run_keeps_the_frames_of_the_step_around_it(self) -> None:
+        def outer_step() -> None:
+            report_of(failed("inner", raised_by_a_step(ValueError("boom")))).raise_for_failures()
+
+        with pytest.raises(ValueError, match="boom") as caught:
+            outer_step()
+        BaseException.with_traceback(caught.value, caught.tb.tb_next)  # as a step's is kept
+        outer = report_of(failed("outer", caught.value))
+
+        traces = [frames_of_raise(outer) for _ in range(3)]
+
+        nested = ["outer_step", "raise_for_failures", "raised_by_a_step"]
+        assert traces[0][1:] == ["raise_for_failures", *nested]
+        assert traces[0] == traces[1] == traces[2]
+
+    def test_a_report_that_is_raised_and_pickled_again_and_again_gains_no_frames(self) -> None:
+        report, texts = report_of(failed("a", raised_by_a_step(TracedError("boom")))), []
+
+        for _ in range(3):
+            frames_of_raise(report)
+            texts.append(report.to_json())
+            report = pickle.loads(pickle.dumps(report))
+
+        assert "in frames_of_raise" in texts[0]
+        assert texts[0] == texts[1] == texts[2]
 
     def test_the_errors_of_several_failed_steps_are_raised_together(self) -> None:
         errors = [ValueError("one"), OSError("two")]
