@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -121,7 +122,7 @@ def broken_in(hook: str) -> type[Policy]:
     async def raises_later(self: Policy, *args: Any) -> Any:
         raise BrokenPolicyError(hook)
 
-    is_async = asyncio.iscoroutinefunction(getattr(Policy, hook))
+    is_async = inspect.iscoroutinefunction(getattr(Policy, hook))
     members: dict[str, Any] = {hook: raises_later if is_async else raises}
     if hook == "on_abort":  # which is called while a node is to stop in such a wait
         members["on_started"] = lambda *_: lambda: asyncio.sleep(1)
