@@ -42,7 +42,8 @@ def value_at(values: object, item: int) -> object:
 def give(item: StepResult, value: object) -> None:
     """Let the result of an item say which value the item was given, unless that is not known."""
     if value is not UNKNOWN:
-        del item.item_value
+        # An empty slot is filled from ``_given`` when it is first read.
+        del item.item_value  # pyright: ignore[reportAttributeAccessIssue]
         item._given = value  # type: ignore[misc]
 
 
