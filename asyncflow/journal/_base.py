@@ -592,7 +592,7 @@ class SQLJournal:
         sent = await self._read(self._reader.check_signal, run_id, name, payload, by, note)
         if sent is None:
             return
-        await self._worker.send_signal(sent)
+        await self._worker.send_signal(sent._replace(now=self._virtual_now()))
         for call in list(self._on_signal):
             call(run_id)
         announce(self._name)
@@ -797,12 +797,13 @@ class SQLJournal:
         It deletes few at a time and rests in between, so that what commits meanwhile loses little.
         Return how many runs it has deleted.
         """
-        count, before = 0, -1
+        count, before, now = 0, -1, self._virtual_now()
         while count > before:  # with a run, those that its steps have started become unneeded
             before, place = count, (-1.0, "")
-            while found := await self._read(self._reading.unneeded, age_s, place, _OLD_RUNS):
+            while found := await self._read(self._reading.unneeded, age_s, place, _OLD_RUNS, now):
                 for run_ids in _transactions(((id_, rows) for id_, rows, _ in found), _FEW_EVENTS):
-                    count += await self._write_and_rest(self._store.prune_unneeded, run_ids, age_s)
+                    asked = run_ids, age_s, now
+                    count += await self._write_and_rest(self._store.prune_unneeded, *asked)
                 run_id, _, started_at = found[-1]
                 place = started_at, run_id
         while count and await self._write_and_rest(self._store.forget_keys):

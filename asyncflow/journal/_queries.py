@@ -94,7 +94,7 @@ class RunRecord:
     it."""
     updated_at: float
     """When it last started, resumed or ended, in seconds since the epoch, by the database's clock,
-    which may be another machine's."""
+    which may be another machine's. In virtual time, by the clock of that."""
     owner: str | None
     """The process that runs it, or ran it until it died; ``None`` if no process holds its lease."""
     latest_ms: float = 0.0

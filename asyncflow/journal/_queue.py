@@ -232,7 +232,7 @@ class Queue:
         for each in replaced:
             # One that a process is about to start is cancelled when this one is due.
             if not is_owned(leases[each], claim) and self._rows(cursor, _STILL_QUEUED, each):
-                self._store.end_replaced(cursor, each, run_id)
+                self._store.end_replaced(cursor, each, run_id, new.now)
                 self._execute(cursor, _DELETE, (each,))
         if key is not None and new.on_conflict in ("raise", "return"):
             first = first_in_line(self.database, cursor, key)

@@ -118,7 +118,8 @@ class SQLSession:
                 self._failure = None
                 if event.signals:
                     self._asks = asks_of(event.signals, event.signal_deadlines)
-            self._change = _merged(self._change, self._appended, event, self._waits, self._asks)
+            change = _merged(self._change, self._appended, event, self._waits, self._asks)
+            self._change = change._replace(now=virtual_now(self._lease.loop))
             if isinstance(event, RunStarted) and event.attributes:
                 run_id, started_at = self._lease.run_id, event.wall_time + 0.0
                 self.execute(indexed(run_id, started_at, event.attributes))
@@ -367,7 +368,7 @@ class CommitQueue:
         sent = SentSignal(run_id, name, None)
         if answer is not None:
             sent = SentSignal(run_id, name, answer.payload, None, answer.sent_by, answer.note)
-        await self._worker.send_signal(sent)
+        await self._worker.send_signal(sent._replace(now=virtual_now(self.loop)))
 
     async def is_told(self, lease: Lease) -> bool:
         """Whether something was sent to a run since it was claimed or has received."""

@@ -51,6 +51,8 @@ class SentSignal(NamedTuple):
     sent_by: str = ""
     """Who sends it; empty for this process."""
     note: str = ""
+    now: float | None = None
+    """The present in virtual time."""
 
 
 SENT, EXPIRED = "sent", "expired"
@@ -66,12 +68,12 @@ _LATEST = (
     "ORDER BY position DESC LIMIT 1"
 )
 _INSERT = (
-    "INSERT INTO signals (kind, codec, data, checksum, sent_by, note, run_id, name, sent_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, {now})"
+    "INSERT INTO signals (kind, codec, data, checksum, sent_by, note, sent_at, run_id, name) "
+    f"VALUES (?, ?, ?, ?, ?, ?, {NOW}, ?, ?)"
 )
 _REPLACE = (
     "UPDATE signals SET kind = ?, codec = ?, data = ?, checksum = ?, sent_by = ?, "
-    "note = ?, sent_at = {now} WHERE run_id = ? AND name = ?"
+    f"note = ?, sent_at = {NOW} WHERE run_id = ? AND name = ?"
 )
 _WAKE = f"UPDATE runs SET due_at = {_DUE_NOW} WHERE run_id = ? AND status = 'waiting'"
 _TELL = "UPDATE leases SET signal_token = token WHERE run_id = ?"
@@ -197,7 +199,7 @@ class Signals:
 
     def _send(self, cursor: Cursor, sent: SentSignal, sender: str) -> None:
         """Store one signal; raise an error before anything is written."""
-        run_id, name, payload, checksum, sent_by, note = sent
+        run_id, name, payload, checksum, sent_by, note, now = sent
         column = column_of(name)
         lease = self._row(cursor, _LEASE, run_id)
         run = self._row(cursor, _RUN, run_id)
@@ -225,7 +227,7 @@ class Signals:
         by = column_of(sent_by or sender), column_of(note)
         checksum = _checksum(run_id, column, kind, codec, data, *(() if payload is None else by))
         sql = _INSERT if found is None else _REPLACE
-        self._execute(cursor, sql, (kind, codec, data, checksum, *by, run_id, column))
+        self._execute(cursor, sql, (kind, codec, data, checksum, *by, now, run_id, column))
         if is_waited_for:
             self._execute(cursor, *wake(run_id))
         # It may not have written yet that it has continued the run, or renew an expired lease.

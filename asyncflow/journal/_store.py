@@ -124,6 +124,8 @@ class Change(NamedTuple):
     deadline expires, in seconds since the epoch."""
     asks: int | None = None
     """Then, what its pipeline asks for: `asks_of` its signals."""
+    now: float | None = None
+    """The present in virtual time."""
 
 
 class CommitBatch(NamedTuple):
@@ -227,10 +229,10 @@ _CANCELLED = (
 _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, parent, "
     "parent_step, rerun_of, label, key, attributes, cause, updated_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
+    f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {NOW})"
 )
 _CHANGE_RUN = (
-    "UPDATE runs SET status = ?, cause = ?, last_event = ?, updated_at = {now}, "
+    f"UPDATE runs SET status = ?, cause = ?, last_event = ?, updated_at = {NOW}, "
     "paused_s = COALESCE(? - started_at, paused_s), waits = NULL, due_at = NULL, asks = NULL "
     "WHERE run_id = ?"
 )
@@ -249,13 +251,13 @@ _LAST_OF_LEASE = "(SELECT COALESCE(MAX(e.position), 0) FROM events e WHERE e.run
 _LAST_NOTE = "(SELECT COALESCE(MAX(n.position), 0) FROM notes n WHERE n.run_id = l.run_id)"
 # A process continues what was answered since: pruned, an accepted signal would be lost.
 _WAS_ANSWERED = (
-    "EXISTS (SELECT 1 FROM signals s WHERE s.run_id = r.run_id AND s.sent_at > {now} - ?)"
+    f"EXISTS (SELECT 1 FROM signals s WHERE s.run_id = r.run_id AND s.sent_at > {NOW} - ?)"
 )
 _ENDED = (
     f"SELECT r.run_id, {_LAST_OF_LEASE} + {_LAST_NOTE} "
     "FROM leases l JOIN runs r ON r.run_id = l.run_id "
     f"WHERE {FREE} AND r.status NOT IN ('running', 'waiting') "
-    f"AND r.updated_at <= {{now}} - ? AND NOT {_WAS_ANSWERED}"
+    f"AND r.updated_at <= {NOW} - ? AND NOT {_WAS_ANSWERED}"
 )
 # The next look of a process continues a waiting run that is due.
 _ENDED_AS = _ENDED.replace(
@@ -268,7 +270,7 @@ _STRAY = (
 )
 _DELETABLE = (
     f"SELECT l.run_id FROM leases l WHERE {FREE} AND NOT EXISTS (SELECT 1 FROM runs r WHERE "
-    "r.run_id = l.run_id AND (r.status IN ('running', 'waiting') OR r.updated_at > {now} - ? "
+    f"r.run_id = l.run_id AND (r.status IN ('running', 'waiting') OR r.updated_at > {NOW} - ? "
     f"OR {_WAS_ANSWERED}))"
 )
 _DELETABLE_AS = _DELETABLE.replace(
@@ -283,12 +285,12 @@ _UNNEEDED = (
     "OR r.cause NOT IN ('drained', 'resource') OR (r.cause = 'resource' AND r.parent IS NOT NULL "
     "AND r.enqueued_at IS NULL)) "
     "AND NOT EXISTS (SELECT 1 FROM runs p WHERE p.run_id = r.parent) "
-    f"AND r.updated_at <= {{now}} - ? AND NOT {_WAS_ANSWERED}"
+    f"AND r.updated_at <= {NOW} - ? AND NOT {_WAS_ANSWERED}"
 )
 # By their start, since no index has their end: what ended so long ago has started before.
 _OLD = (
     f"SELECT r.run_id, {_LAST_OF_LEASE} + {_LAST_NOTE}, r.started_at "
-    "FROM runs r CROSS JOIN leases l WHERE l.run_id = r.run_id AND r.started_at <= {now} - ? "
+    f"FROM runs r CROSS JOIN leases l WHERE l.run_id = r.run_id AND r.started_at <= {NOW} - ? "
     f"AND (r.started_at, r.run_id) > (?, ?) AND {_UNNEEDED} "
     "ORDER BY r.started_at, r.run_id LIMIT ?"
 )
@@ -434,7 +436,7 @@ class Store:
         if key is not None:
             replacing = locked.replaced_by(key, run_id, leases, claim)
             if replacing is not None:
-                self.end_replaced(cursor, locked.had_by(key), replacing)
+                self.end_replaced(cursor, locked.had_by(key), replacing, claim.now)
                 locked.free(key)
             locked.take(key, run_id, leases, claim)
         self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
@@ -501,10 +503,11 @@ class Store:
         """Request that a run stops whose lease is locked."""
         self._execute(cursor, _CANCEL, (column_of(reason), cause, run_id))
 
-    def end_replaced(self, cursor: Cursor, run_id: str, by: str) -> None:
+    def end_replaced(self, cursor: Cursor, run_id: str, by: str, now: float | None) -> None:
         """End a run that no process has, whose lease is locked, since another one replaces it.
 
-        Raise `RunUnreadableError` if it is damaged; then it is as it was.
+        ``now`` is the present in virtual time. Raise `RunUnreadableError` if the run is damaged;
+        then it is as it was.
         """
         self._execute(cursor, _LATEST, (run_id,))
         latest = cursor.fetchone()
@@ -522,7 +525,7 @@ class Store:
         last = position + len(rows)
         self.insert(cursor, rows)
         self._execute(cursor, *summary_of(run_id, last, finished, None, None))
-        change = Change(status_column(finished.status), last, cause=why.cause)
+        change = Change(status_column(finished.status), last, cause=why.cause, now=now)
         self.finish(cursor, CommitBatch(run_id, 0, rows, change, release=False))
 
     def _cancel_nested(self, cursor: Cursor, run_id: str) -> None:
@@ -637,9 +640,9 @@ class Store:
             )
             checksum = run_checksum(run_id, pipeline, started_at, *others)
             run = run_id, pipeline, change.status, started_at, change.position, checksum, *others
-            self._execute(cursor, _BEGIN_RUN, (*run, change.cause))
+            self._execute(cursor, _BEGIN_RUN, (*run, change.cause, change.now))
         elif change:
-            changed = change.status, change.cause, change.position, change.unpaused_at
+            changed = change.status, change.cause, change.position, change.now, change.unpaused_at
             self._execute(cursor, _CHANGE_RUN, (*changed, batch.run_id))
         if change and change.waits:
             self._execute(cursor, *waiting(batch.run_id, change.waits, change.asks))
@@ -757,7 +760,7 @@ class Store:
         virtual time.
         """
         sql, values = (_ENDED, []) if status is None else (_ENDED_AS, [status, now])
-        rows = self.read(f"{sql} ORDER BY r.run_id", [*values, age_s, age_s])
+        rows = self.read(f"{sql} ORDER BY r.run_id", [*values, now, age_s, now, age_s])
         if status is None:
             rows += self.read(_STRAY)
         # A damaged position is of any type; these serve to divide the runs into transactions.
@@ -779,29 +782,31 @@ class Store:
         deleted = 0
         for chunk in chunks(run_ids):
             of_chunk = f"{sql} AND l.run_id IN ({marks(len(chunk))})"
-            self._execute(cursor, of_chunk, [*values, age_s, age_s, *chunk])
+            self._execute(cursor, of_chunk, [*values, now, age_s, now, age_s, *chunk])
             deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
         return deleted
 
     def unneeded(
-        self, age_s: float, after: tuple[float, str], limit: int
+        self, age_s: float, after: tuple[float, str], limit: int, now: float | None
     ) -> list[tuple[str, int, float]]:
         """Return the runs that ended so long ago and that no service needs any more.
 
         They are a page, behind a place in the order of their starts; each with how many rows it
-        has, and its start.
+        has, and its start. ``now`` is the present in virtual time.
         """
-        rows = self.read(_OLD, [age_s, *after, age_s, age_s, limit])
+        rows = self.read(_OLD, [now, age_s, *after, now, age_s, now, age_s, limit])
         return [(id_, at if isinstance(at, int) else 0, start) for id_, at, start in rows]
 
     @changing
-    def prune_unneeded(self, cursor: Cursor, run_ids: Sequence[str], age_s: float) -> int:
+    def prune_unneeded(
+        self, cursor: Cursor, run_ids: Sequence[str], age_s: float, now: float | None
+    ) -> int:
         """Delete runs that `unneeded` returned, if it still would; return how many that were."""
         self._lock(cursor, run_ids)  # as in `prune`
         deleted = 0
         for chunk in chunks(run_ids):
             sql = f"{_DELETABLE_OLD} ({marks(len(chunk))})"
-            self._execute(cursor, sql, [age_s, age_s, *chunk])
+            self._execute(cursor, sql, [now, age_s, now, age_s, *chunk])
             deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
         return deleted
 

@@ -1604,6 +1604,28 @@ async def test_a_service_keeps_a_run_that_was_answered_lately(journal: Any, data
 
 
 @in_virtual_time
+async def test_runs_are_deleted_by_the_clock_of_virtual_time(journal: Any, database: Any) -> None:
+    wall_time = asyncio.get_running_loop().wall_time()
+    asks = replace(started("answered"), signals={"approved": {}})
+    for begun in (started("r"), asks):
+        begun = replace(begun, wall_time=wall_time)
+        await store_segment(journal, begun.run_id, begun, RunFinished(1.0, RunStatus.FAILED))
+    await asyncio.sleep(86_400)
+    await journal.signal("answered", "approved", True)
+
+    await asyncio.sleep(3599)
+    day = timedelta(days=1)
+    deleted = [await journal._prune_unneeded(90_000), await journal.prune(day + timedelta(hours=1))]
+    assert deleted == [0, 0]
+    await asyncio.sleep(2)
+    assert await journal._prune_unneeded(90_000) == 1
+    await asyncio.sleep(86_400)
+
+    assert await ids(journal.runs()) == ["answered"]
+    assert await journal.prune(day + timedelta(hours=1)) == 1
+
+
+@in_virtual_time
 async def test_a_service_deletes_many_runs_in_small_transactions_with_rests(
     journal: Any, database: Any
 ) -> None:
@@ -1614,7 +1636,7 @@ async def test_a_service_deletes_many_runs_in_small_transactions_with_rests(
     database.query("UPDATE runs SET updated_at = 1")
     store, portions, loop = journal._store, [], asyncio.get_running_loop()
     prune = store.prune_unneeded
-    store.prune_unneeded = lambda ids, age: portions.append(len(ids)) or prune(ids, age)
+    store.prune_unneeded = lambda ids, *of: portions.append(len(ids)) or prune(ids, *of)
     began_s = loop.time()
 
     assert await journal._prune_unneeded(3600) == 40

@@ -81,6 +81,25 @@ def test_runs_that_ended_longer_ago_are_deleted_within_an_hour_and_then_hour_by_
     run_in_virtual_time(main())
 
 
+def test_in_virtual_time_a_run_grows_old_by_the_clock_of_that(tmp_path: Path) -> None:
+    orders, hour = Orders(), timedelta(hours=1)
+
+    async def main() -> None:
+        async with (
+            SQLiteJournal(tmp_path / "runs.db") as journal,
+            Service([orders.pipeline], journal=journal, keep=hour) as service,
+        ):
+            run = await service.start("orders", run_id="r")
+            await run.report()
+            await asyncio.sleep(3599)
+            assert await left(journal) == {"r"}
+
+            await asyncio.sleep(3600)
+            assert await left(journal) == set()
+
+    run_in_virtual_time(main())
+
+
 def test_a_drained_run_stays_and_the_next_service_continues_it(tmp_path: Path) -> None:
     orders, path = Orders(), tmp_path / "runs.db"
 
