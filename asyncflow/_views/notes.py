@@ -4,7 +4,8 @@ Rules:
 
 1. It keeps only what a display can show: the last lines of each step and of each attempt, the
    latest progress of each step and item, the last calls of each step, the end of what each step
-   streams, and of a long text its beginning. It counts the rest.
+   streams and of what its last attempts before streamed, and of a long text its beginning. It
+   counts the rest.
 2. It changes no state of the run, and needs none: who said what is in each note.
 """
 
@@ -36,6 +37,10 @@ TAIL = 10
 """How many lines of each attempt are kept beside them, also the last ones."""
 MOST_STREAMED = 20_000
 """How many characters of what a step or an item streams are kept, the last ones."""
+MOST_EARLIER = 20
+"""Of how many earlier attempts of a step, and of its items, that is kept, the last ones."""
+_EARLIER_STREAMED = 5_000
+"""How many characters of each of these."""
 _MOST_STREAMS = 200
 """Of how many items of a step that is kept, those that streamed last."""
 _MOST_TEXT = 65_536
@@ -68,7 +73,7 @@ class AttachedData(NamedTuple):
 
 
 class StreamedText(NamedTuple):
-    """The end of what the latest attempt of a step or an item has streamed."""
+    """The end of what an attempt of a step or an item has streamed."""
 
     segment: int
     attempt: int
@@ -101,6 +106,9 @@ class RunNotes:
         self._streamed: dict[str, dict[int | None, StreamedText]] = {}
         self._dropped: dict[tuple[str, int | None], StreamedText] = {}
         """What is left, without its text, of those items that streamed longer ago."""
+        self._earlier: defaultdict[str, deque[StreamedText]] = defaultdict(
+            lambda: deque(maxlen=MOST_EARLIER)
+        )
         for note in notes:
             self.apply(note)
 
@@ -133,8 +141,8 @@ class RunNotes:
     def apply_streamed(self, notes: Iterable[Event], *, is_all: bool) -> None:
         """Add what was streamed. ``is_all`` says whether nothing is missing before it."""
         if not is_all:
-            self._streamed.clear()
-            self._dropped.clear()
+            for each in (self._streamed, self._dropped, self._earlier):
+                each.clear()
         for note in notes:
             if isinstance(note, StepStreamed):  # a damaged one is a log record
                 self._stream(note, is_all=is_all)
@@ -144,6 +152,8 @@ class RunNotes:
         known = streams.pop(note.item, None)  # the latest one is at the end
         known = known or self._dropped.pop((note.step, note.item), None)
         if known is None or (known.segment, known.attempt) != (note.segment, note.attempt):
+            if known is not None and known.text:
+                self._earlier[note.step].append(end_of(known, _EARLIER_STREAMED))
             known = StreamedText(note.segment, note.attempt, note.item, "", not is_all)
         text = known.text + _text_of(json.loads(note.data), known.text)
         is_cut = known.is_cut or len(text) > MOST_STREAMED
@@ -202,9 +212,19 @@ class RunNotes:
         older = sum(name == step for name, _ in self._dropped)
         return len(self._streamed.get(step, ())) + older
 
+    def streamed_before(self, step: str) -> Sequence[StreamedText]:
+        """Return the same of earlier attempts, in the order in which later ones began to stream."""
+        return tuple(self._earlier.get(step, ()))
+
     def attached(self, step: str) -> Sequence[AttachedData]:
         """Return the attachments of a step and of its items, in order."""
         return self._attached.get(step, ())
+
+
+def end_of(streamed: StreamedText, most: int) -> StreamedText:
+    """Return at most so many characters of it, the last ones."""
+    is_cut = streamed.is_cut or len(streamed.text) > most
+    return streamed._replace(text=streamed.text[-most:], is_cut=is_cut)
 
 
 def _text_of(values: Sequence[Any], before: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -21,11 +21,13 @@ from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import left_out
 from asyncflow._views.notes import (
+    MOST_EARLIER,
     MOST_STREAMED,
     AttachedData,
     LogLine,
     RunNotes,
     StreamedText,
+    end_of,
     is_picture,
 )
 from asyncflow._views.progress import (
@@ -72,6 +74,16 @@ class FailedLog(NamedTuple):
     lines: Sequence[StepLogged]
     item: int | None
     """The item that failed, of a mapped step."""
+
+
+class EarlierNotes(NamedTuple):
+    """What an attempt of a step, or of an item of it, said before the latest one."""
+
+    attempt: AttemptView
+    item: int | None
+    streamed: StreamedText | None
+    lines: Sequence[StepLogged]
+    """Its last lines, without those that the log of the step has."""
 
 
 class ShownProgress(NamedTuple):
@@ -204,6 +216,30 @@ class NotesModel:
         why = f"a page has those of the {_ITEMS_STREAMED} that streamed last"
         return left_out(more, "stream", why) if more > 0 else ""
 
+    def earlier(self, step: StepView) -> list[EarlierNotes]:
+        """Return what is shown nowhere else of what attempts before the latest one have said."""
+        before, log = self._notes.streamed_before(step.name), self.log(step)
+        if not before and (log is None or len(log.lines) == log.total):
+            return []
+        streamed = {(each.item, each.segment, each.attempt): each for each in before}
+        shown = {id(line) for line in (() if log is None else log.lines)}
+        found = []
+        for item, each in _attempts_before(step):
+            text = streamed.get((item, each.segment, each.number))
+            lines = [
+                line.note
+                for line in self._tail(step.name, each, item)
+                if id(line.note) not in shown and line.note.at_ms <= (each.ended_ms or 0.0)
+            ]
+            if text is not None or lines:
+                found.append(EarlierNotes(each, item, text, lines))
+        found.sort(key=lambda each: (each.attempt.segment, each.attempt.started_ms))
+        found = found[-MOST_EARLIER:]
+        most = self._streamed // max(len(found), 1)
+        return [
+            each._replace(streamed=each.streamed and _end_of(each.streamed, most)) for each in found
+        ]
+
     def calls(self, step: StepView) -> Sequence[StepCalled]:
         """Return the last calls by name of a step."""
         return self._notes.calls(step.name)[-_MOST_CALLS:]
@@ -250,13 +286,22 @@ class NotesModel:
         return found._replace(text=Preview(shown.removesuffix("…") if is_cut else shown, is_cut))
 
 
+def _attempts_before(step: StepView) -> Iterator[tuple[int | None, AttemptView]]:
+    """Yield the attempts of a step and of its items but for their latest ones, with the item."""
+    now = step.items or {}
+    for number, run in [(None, step), *now.items(), *step.former_items.items()]:
+        if not run.is_brief:  # or it has one attempt
+            has_latest = number is None or now.get(number) is run
+            for each in run.attempts[:-1] if has_latest else run.attempts:
+                yield number, each
+
+
 def _failed(step: StepView) -> bool:
     return step.status is StepStatus.FAILED
 
 
 def _end_of(streamed: StreamedText, most: int) -> StreamedText:
-    text = printable(streamed.text)
-    return streamed._replace(text=text[-most:], is_cut=streamed.is_cut or len(text) > most)
+    return end_of(streamed._replace(text=printable(streamed.text)), most)
 
 
 def _of_table(rows: Sequence[Sequence[str]], *, is_cut: bool) -> str:

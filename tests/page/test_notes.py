@@ -479,6 +479,38 @@ def test_another_attempt_streams_anew(anew: dict[str, int]) -> None:
     assert [each.text for each in notes.streamed("a")] == ["an answer"]
 
 
+def test_what_earlier_attempts_streamed_is_kept_in_part() -> None:
+    notes = RunNotes([streamed("a", f"{n:06}" * 1_000, attempt=n) for n in range(1, 24)])
+
+    before = notes.streamed_before("a")
+
+    assert [each.attempt for each in before] == [*range(3, 23)]
+    assert {(len(each.text), each.is_cut) for each in before} == {(5_000, True)}
+    assert before[-1].text.endswith("000022")
+
+
+def test_a_page_opens_what_earlier_attempts_streamed_and_logged() -> None:
+    events: list[Event] = [
+        *(RunStarted("r", 0.0, {"ask": ()}), AttemptStarted("ask", 1, 1.0)),
+        *(AttemptFailed("ask", 1, 9.0, OSError(), 1.0), AttemptStarted("ask", 2, 10.0)),
+    ]
+    notes: list[NoteEvent] = [
+        streamed("ask", "half an <answer>"),
+        logged("ask", "the line is busy", at_ms=8.0),
+        *(streamed("ask", "an answer", attempt=2), logged("ask", "ringing", at_ms=10.0, attempt=2)),
+    ]
+
+    text = words("details", events, notes)
+
+    assert "Earlier attempts attempt 1 streamed half an <answer>" in text
+    assert "logged at its end" not in text  # the log has all of it
+    assert text.count("the line is busy") == 1
+    many = [logged("ask", f"line {n}", at_ms=11.0, attempt=2) for n in range(300)]
+    crowded = words("details", events, [*notes, *many])
+    assert "half an <answer> logged at its end 0.008 INFO" in crowded
+    assert "the line is busy" in crowded
+
+
 def test_of_what_is_streamed_the_end_is_kept_of_few_items() -> None:
     notes = RunNotes([streamed("a", "x" * 15_000, "<", item=n) for n in range(300) for _ in "ab"])
 

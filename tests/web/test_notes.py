@@ -12,6 +12,8 @@ from web.noted import NotedJournal
 from web.runs import failing, parts_of, passing
 
 from asyncflow import Orchestrator, WorkflowStep, current_step
+from asyncflow.events import StepStreamed
+from asyncflow.html_report import to_html
 from asyncflow.web import app
 
 
@@ -147,6 +149,28 @@ async def test_an_invalid_query_is_refused(
 
     assert answer.status_code == 400
     assert why in answer.json()["detail"]
+
+
+async def test_the_page_and_the_file_of_a_run_have_what_earlier_attempts_streamed(
+    make_client: Any, journal: Any
+) -> None:
+    async def ask() -> None:
+        step = current_step()
+        step.stream(f"answer {step.attempt}")
+        if step.attempt < 3:
+            raise OSError
+
+    steps = [WorkflowStep("ask", ask, max_retries=3)]
+    await Orchestrator(steps, name="talk").with_options(journal=journal, run_id="r").run()
+    client = make_client(app(journal))
+
+    page, details = [(await client.get(path)).text for path in ("/runs/r", "/details/r?step=ask")]
+    said = [each.event for each in await journal.notes("r", kinds=[StepStreamed])]
+    file = to_html(await journal.report("r"), said)
+
+    for html in (page, details, file):
+        shown = re.findall(r"<summary>(attempt \d)</summary>.*?<pre>(.*?)</pre>", html, re.DOTALL)
+        assert shown == [("attempt 1", "answer 1"), ("attempt 2", "answer 2")]
 
 
 @pytest.mark.parametrize(
