@@ -20,7 +20,7 @@ import collections.abc
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cache
 from operator import ge, gt, le, lt
 from types import ModuleType, UnionType
@@ -166,6 +166,30 @@ def check_value(plan: Plan, name: str, value: Any) -> None:
     index = plan.index.get(name)
     if index is not None and (signal := plan.steps[index].signal) is not None:
         take(signal, name, value)
+
+
+async def check_answer(
+    journal: Any,
+    pipelines: Mapping[str, Any],
+    run_id: str,
+    name: str,
+    value: Any,
+    *,
+    renew: Callable[[Any], Awaitable[bool]],
+) -> None:
+    """Raise `ValueError` if a run that waits has a pipeline here which does not take a value.
+
+    If another version of its pipeline has left the run waiting, ``renew`` continues it with this
+    one, so that it asks as this one does. It returns whether that succeeded: if not, the journal
+    checks the value by what the other version asks for.
+    """
+    waits = await journal._asks(run_id)
+    pipeline = None if waits is None else pipelines.get(waits[0])
+    if waits is None or pipeline is None:
+        return
+    if waits[1] != pipeline._planned().asked(journal)[1] and not await renew(pipeline):
+        return
+    pipeline._planned().check_signal(name, value)
 
 
 def check_sender(sent_by: object, note: object) -> None:

@@ -40,6 +40,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus, StepStatus
+from asyncflow._core.signal import check_answer
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
@@ -190,19 +191,11 @@ class Recovery:
         return pipeline._planned().asked(self._journal)[1]
 
     async def check_signal(self, run_id: str, name: str, value: Any) -> None:
-        """Raise `ValueError` if a run that waits has a pipeline here which does not take a value.
+        """Raise `ValueError` if a run that waits is of a pipeline here that takes no such value."""
+        renew = partial(self._renew, run_id)
+        await check_answer(self._journal, self._pipelines, run_id, name, value, renew=renew)
 
-        If another version of it has left the run waiting, the run asks as this one does before.
-        """
-        waits = await self._journal._asks(run_id)
-        pipeline = None if waits is None else self._pipelines.get(waits[0])
-        if waits is None or pipeline is None:
-            return
-        if waits[1] != self._asks_of(pipeline) and not await self._renew(pipeline, run_id):
-            return
-        pipeline._planned().check_signal(name, value)
-
-    async def _renew(self, pipeline: Pipeline | Orchestrator, run_id: str) -> bool:
+    async def _renew(self, run_id: str, pipeline: Pipeline | Orchestrator) -> bool:
         """Continue a run that waits as another version asks, and return whether that succeeded."""
         try:
             await self._places.take()

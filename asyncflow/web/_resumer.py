@@ -24,6 +24,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
 from asyncflow._core.results import Interruption, Payload, RunStatus
 from asyncflow._core.run_preview import RunPreview, counts_text, runs_nothing
+from asyncflow._core.signal import check_answer
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean
 from asyncflow._views.waiting import is_queued
@@ -108,20 +109,16 @@ class Resumer:
         return record.status is RunStatus.RUNNING
 
     async def check_signal(self, run_id: str, name: str, value: Any) -> None:
-        """Raise `ValueError` if a run that waits has a pipeline here which does not take a value.
+        """Raise `ValueError` if a run that waits is of a pipeline here that takes no such value."""
 
-        If another version of it has left the run waiting, the run asks as this one does before.
-        """
-        waits = await self._journal._asks(run_id)
-        pipeline = None if waits is None else self._pipelines.get(waits[0])
-        if waits is None or pipeline is None:
-            return
-        if waits[1] != pipeline._planned().asked(self._journal)[1]:
+        async def renew(_: Any) -> bool:
             try:
                 await self.resume(await self._journal.record(run_id), lost_only=True)
             except ResumeRefusedError:
-                return
-        pipeline._planned().check_signal(name, value)
+                return False
+            return True
+
+        await check_answer(self._journal, self._pipelines, run_id, name, value, renew=renew)
 
     def schemas(self, pipeline: str) -> Mapping[str, Any]:
         """Return the schemas of the signals of a pipeline by name; none if it is not here."""
