@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,20 @@ def test_the_kernel_names_no_policy() -> None:
         for module in KERNEL
         for node in ast.walk(MODULES[module])
         for name in names_in(node)
+        if POLICY_WORDS & {*name.lower().split("_")}
+    }
+
+    assert not named
+
+
+def test_no_condition_in_the_rest_of_the_kernel_names_a_policy() -> None:
+    named = {
+        (module, name)
+        for module in DECIDES_NOTHING
+        for node in ast.walk(MODULES[f"asyncflow._kernel.{module}"])
+        if isinstance(node, ast.If | ast.IfExp | ast.While | ast.comprehension)
+        for test in (node.ifs if isinstance(node, ast.comprehension) else [node.test])
+        for name in chain.from_iterable(map(names_in, ast.walk(test)))
         if POLICY_WORDS & {*name.lower().split("_")}
     }
 

@@ -11,10 +11,10 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
 from asyncflow._core.context import StartedAttempt
-from asyncflow._core.errors import IllegalEventError, StepCrashedError
+from asyncflow._core.errors import IllegalEventError, ResultRefusedError, StepCrashedError
 from asyncflow._core.graph import Plan
 from asyncflow._core.record import made_by, record
-from asyncflow._core.results import StepStatus
+from asyncflow._core.results import REDACTED_OUTPUT, StepStatus
 from asyncflow._core.step import tolerates
 from asyncflow.events import (
     AttemptStarted,
@@ -221,6 +221,17 @@ class StepRuns:
         if latest is None:
             return 1
         return 1 + (latest[1] if isinstance(latest, tuple) else latest.attempt)
+
+    def attempt_started(self, node: int, at_ms: float, queued_ms: float) -> AttemptStarted:
+        """Return the event of the next attempt of a node, which starts now."""
+        step, attempt = self.steps[node], self.next_attempt(node)
+        engine = "" if step.remote is None else step.remote.name
+        return AttemptStarted(step.name, attempt, at_ms, queued_ms, self.item_of(node), engine)
+
+    def result_refused(self, node: int, attempt: int, output: object) -> ResultRefusedError:
+        """Return what an attempt fails with whose retry policy does not accept its output."""
+        shown = REDACTED_OUTPUT if self.steps[node].secret else output
+        return ResultRefusedError(self.name_of(node), attempt, shown)
 
     def latest_attempt(self, node: int) -> AttemptStarted | None:
         """The latest attempt that a node has started, if any; also before a resumption."""

@@ -40,7 +40,6 @@ from asyncflow._kernel.outcome import (
     as_failure,
     attempt_started,
     raised_by,
-    result_refused,
     step_cancelled,
     step_succeeded,
     timeout_error,
@@ -207,7 +206,7 @@ class Attempts:
         self._data.refuse_shared(node, output)
         until = step.retry.until
         if until is not None and not reject_awaitable("Retry: until", until(output)):
-            raise result_refused(self._state, node, attempt, output)
+            raise self._state.step_runs.result_refused(node, attempt, output)
         for hook in hooks.on_output:
             hook(node, step, output)
 

@@ -14,13 +14,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from asyncflow._core.errors import (
-    ResultRefusedError,
-    StepCancelledError,
-    StepTimeoutError,
-    TimeoutKind,
-)
-from asyncflow._core.results import REDACTED_OUTPUT, Interruption
+from asyncflow._core.errors import StepCancelledError, StepTimeoutError, TimeoutKind
+from asyncflow._core.results import Interruption
 from asyncflow._core.scheduler import SkippedStep
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
@@ -62,20 +57,9 @@ def as_failure(error: BaseException, name: str, attempt: int) -> Exception:
     return failure
 
 
-def result_refused(state: RunState, node: int, attempt: int, output: object) -> ResultRefusedError:
-    """Return what an attempt fails with whose retry policy does not accept its output."""
-    runs = state.step_runs
-    shown = REDACTED_OUTPUT if runs.steps[node].secret else output
-    return ResultRefusedError(runs.name_of(node), attempt, shown)
-
-
 def attempt_started(state: RunState, node: int, at_ms: float) -> AttemptStarted:
     """Return the event of an attempt of a node that starts now."""
-    runs = state.step_runs
-    step, attempt = runs.steps[node], runs.next_attempt(node)
-    queued_ms = state.queue.queued_ms(node, at_ms)
-    engine = "" if step.remote is None else step.remote.name
-    return AttemptStarted(step.name, attempt, at_ms, queued_ms, runs.item_of(node), engine)
+    return state.step_runs.attempt_started(node, at_ms, state.queue.queued_ms(node, at_ms))
 
 
 def step_succeeded(
@@ -101,9 +85,11 @@ def step_cancelled(
     latest, runs = state.latest_attempt(node), state.step_runs
     attempt = 0 if latest is None else latest.attempt  # a mapped step has none
     if error is None or isinstance(error, asyncio.CancelledError):
-        error, deadline_ms = None, state.deadlines.deadline_ms
-        if state.has_timed_out and deadline_ms is not None:
-            error = StepTimeoutError(runs.name_of(node), attempt, deadline_ms, "run")
+        error = None
+        if state.has_timed_out:
+            assert state.deadlines.deadline_ms is not None
+            limit_ms = state.deadlines.deadline_ms
+            error = StepTimeoutError(runs.name_of(node), attempt, limit_ms, "run")
     reason = state.stop_reason or ""
     name, item = runs.steps[node].name, runs.item_of(node)
     return StepCancelled(name, attempt, at_ms, reason, error, item)
