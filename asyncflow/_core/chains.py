@@ -15,12 +15,21 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from asyncflow._core.graph import Plan
-from asyncflow._core.scheduler import most_waiting
-from asyncflow._core.step_runs import Phase
+from asyncflow._core.results import StepStatus
+from asyncflow._core.scheduler import Readiness, most_waiting
+from asyncflow._core.step_runs import (
+    NodeEnd,
+    Phase,
+    StepRuns,
+    is_restored,
+    output_of,
+    status_of,
+)
+from asyncflow.events import StepSkipped
 
 
 class ChainedItem(NamedTuple):
@@ -78,10 +87,12 @@ class ItemQueue:
 class Chains:
     """The chains of one run. ``queues`` has one for each step that is mapped over a mapped step."""
 
-    def __init__(self, plan: Plan, phases: Sequence[Phase], max_concurrency: int | None) -> None:
+    def __init__(
+        self, plan: Plan, runs: StepRuns, readiness: Readiness, max_concurrency: int | None
+    ) -> None:
         self._chained = plan.chained
-        self._phases = phases
-        self._steps = plan.steps
+        self._runs = runs
+        self._readiness = readiness
         self._max_concurrency = max_concurrency
         self.queues: Mapping[int, ItemQueue] = {
             later: ItemQueue(source)
@@ -94,23 +105,43 @@ class Chains:
         for later in self._chained.get(source, ()):
             self.queues[later].count = count
 
-    def end_item(self, source: int, number: int, output: Any, problem: str) -> None:
-        """Note that an item of a mapped step has ended, as `ChainedItem` says."""
-        item = ChainedItem(number, output, problem)
-        for later in self._chained[source]:
-            self.queues[later].put(item)
+    def end_item(self, node: int, at_ms: float) -> None:
+        """Queue an item that has ended for the steps that are mapped over its step."""
+        source, number = self._runs.owner_of(node), self._runs.item_of(node)
+        if source in self._chained:
+            assert number is not None
+            self._put(source, number, self._runs.ends[node], at_ms)
 
-    def end(self, step: int) -> None:
-        """Note that a step has ended."""
+    def end(self, step: int, at_ms: float) -> None:
+        """Note that a step has ended. One that is reused has all its items."""
+        end = self._runs.ends[step]
+        if step in self._chained and is_restored(end):
+            for number, item in sorted((end.items or {}).items()):
+                self._put(step, number, item, at_ms)
         for later in self._chained.get(step, ()):
             self.queues[later].complete()
         if step in self.queues:
             self.queues[step].close()
 
+    def _put(self, source: int, number: int, end: NodeEnd | None, at_ms: float) -> None:
+        status, problem = status_of(end), ""
+        if status is StepStatus.SKIPPED:
+            assert isinstance(end, StepSkipped) or is_restored(end)
+            problem = end.reason or ""
+        elif status is not StepStatus.SUCCESS:
+            word = "failed" if status is StepStatus.FAILED else "was cancelled"
+            problem = f"item {number} of step {self._runs.steps[source].name!r} {word}"
+        item = ChainedItem(number, output_of(end), problem)
+        for later in self._chained[source]:
+            self.queues[later].put(item)
+        if not problem:
+            self._readiness.flow(source, at_ms)
+
     def holds_back(self, source: int) -> bool:
         """Whether a mapped step must not start another item now."""
+        runs = self._runs
         for later in self._chained.get(source, ()):
-            most = most_waiting(self._steps[later], self._max_concurrency)
-            if self.queues[later].waiting > most and self._phases[later] is Phase.MAPPING:
+            most = most_waiting(runs.steps[later], self._max_concurrency)
+            if self.queues[later].waiting > most and runs.phases[later] is Phase.MAPPING:
                 return True
         return False

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.record import replace
 from asyncflow._core.results import Attempt, RunStatus, StepResult, StepStatus, end_of
-from asyncflow._core.step_runs import EndedAttempt
+from asyncflow._core.step_runs import EndedAttempt, Key
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
     Event,
+    LoopBlocked,
     MapStarted,
     ResultReused,
     RunFinished,
@@ -98,6 +99,10 @@ class History:
         """How many entries the replay has."""
         self.left_out: dict[str, LeftOut] = {}
         """The items that are not in the log, by mapped step."""
+        self._unlogged: dict[Key, LogEntry] = {}
+        """How items without outputs have started that run their first attempt, and only that."""
+        self._logged: set[Key] = set()
+        """The items without outputs of which the log has an entry."""
 
     def note_folded(self, event: Event) -> None:
         """Append an event that the replay has already."""
@@ -116,13 +121,31 @@ class History:
         return (as_event(log[at]) for at in range(first, len(log)))
 
     def append(self, entry: LogEntry) -> None:
-        """Append an entry, without the output of an item that is not kept."""
-        if type(entry) is tuple:
-            if len(entry) == 3 and entry[0][0] in self._slim:
-                entry = entry[0], entry[1], None
-        elif isinstance(entry, StepSucceeded | ResultReused) and entry.step in self._slim:
-            entry = replace(entry, output=None)
-        self.log.append(entry)
+        """Append an entry, as far as it is kept. Without ``slim``, the log itself takes all."""
+        step = step_of(entry)
+        if step not in self._slim:
+            self.log.append(entry)
+        elif (item := _item_of(entry)) is None:
+            self.log.append(_without_output(entry))
+        else:
+            self._append_of_item(step, item, entry)
+
+    def _append_of_item(self, step: str, item: int, entry: LogEntry) -> None:
+        """Append an entry of an item without outputs, unless the item just succeeds."""
+        key = step, item
+        if _is_first_start(entry) and not self._has_former(step, item):
+            self._unlogged[key] = entry
+            return
+        started = self._unlogged.pop(key, None)
+        if started is not None and _is_plain_success(entry):
+            self._leave_out(started, entry)
+            return
+        if started is not None:
+            self.log.append(started)
+        elif isinstance(entry, LoopBlocked) and key not in self._logged:
+            return  # it is known only after the end of the item, which was left out
+        self._logged.add(key)
+        self.log.append(_without_output(entry))
 
     def folded(self) -> StoredRun:
         """Return the replay of the run, up to now."""
@@ -143,16 +166,17 @@ class History:
             run.drop_outputs(self._slim)
         return run
 
-    def has_former(self, step: str, item: int | None) -> bool:
+    def _has_former(self, step: str, item: int) -> bool:
         """Whether an item had attempts before, which must not be left out with it."""
         return self._run is not None and item in self._run.steps[step].former_items
 
-    def leave_out(self, started: AttemptStarted | StartedAttempt, ended_ms: float) -> None:
-        """Count the success of an item, whose only attempt has started like this."""
+    def _leave_out(self, started: Any, ended: Any) -> None:
+        """Count the success of an item, in its only attempt."""
         if isinstance(started, tuple):
             name, _, started_ms, queued_ms, _ = started
         else:
             name, started_ms, queued_ms = started.step, started.at_ms, started.queued_ms
+        ended_ms = ended[1] if isinstance(ended, tuple) else ended.at_ms
         self.left_out.setdefault(name, LeftOut()).add(started_ms, queued_ms, ended_ms)
 
     def start(self) -> RunStarted | None:
@@ -285,10 +309,29 @@ def step_of(entry: Any) -> Any:
 
 
 def _item_of(entry: Any) -> Any:
-    """Return the item that an entry between the start and the end of a mapped step is about."""
+    """Return the item that an entry about a step is about; ``None`` if it is the step itself."""
     if type(entry) is not tuple:
         return entry.item
     return entry[4] if len(entry) == 5 else entry[0][4]
+
+
+def _is_first_start(entry: Any) -> bool:
+    if type(entry) is tuple:
+        return len(entry) == 5 and entry[1] == 1
+    return isinstance(entry, AttemptStarted) and entry.attempt == 1
+
+
+def _is_plain_success(entry: Any) -> bool:
+    """Whether an entry says that a step, or an item, has succeeded, and not by its fallback."""
+    if type(entry) is tuple:
+        return len(entry) == 3
+    return isinstance(entry, StepSucceeded) and entry.error is None
+
+
+def _without_output(entry: Any) -> LogEntry:
+    if type(entry) is tuple:
+        return entry if len(entry) == 5 else (entry[0], entry[1], None)
+    return replace(entry, output=None) if isinstance(entry, StepSucceeded | ResultReused) else entry
 
 
 def of_plain(

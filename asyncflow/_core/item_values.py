@@ -86,7 +86,8 @@ def value_in_run(
         if is_restored(end):
             end = (end.items or {}).get(item)
         else:
-            end = runs.ends[runs.node_of(source, item)] if runs.has_item(source, item) else None
+            node = runs.find(maker.name, item)
+            end = None if node is None else runs.ends[node]
     if status_of(end) is not StepStatus.SUCCESS:
         return UNKNOWN
     output = REDACTED_OUTPUT if maker.secret else output_of(end)

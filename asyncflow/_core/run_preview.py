@@ -14,7 +14,7 @@ Rules:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.graph import Plan
@@ -220,11 +220,11 @@ def preview_of_start(
 
     ``state`` is the state of that run, to which nothing has happened yet.
     """
-    at_ms, restored = snapshot.at_ms, snapshot.restored
+    at_ms, restored, begun = snapshot.at_ms, snapshot.restored, snapshot.steps_begun()
     for each in (event, *results):
         state.apply(each)
     for index in plan.order:
-        stored = state.stored_end(index, at_ms)
+        stored = snapshot.stored_end(plan.steps[index], at_ms)
         if stored is not None:
             state.apply(stored)
     skipped = _certain_skips(plan, state, at_ms)
@@ -233,7 +233,7 @@ def preview_of_start(
         if item is not None:
             counts[name] = counts.get(name, 0) + 1
     steps: dict[int, StepPreview] = {}
-    held = _Held(plan, state, _answered(event, snapshot.replay, plan, now_s))
+    held = _Held(plan, begun, _answered(event, snapshot.replay, plan, now_s))
     for index in plan.order:
         step = plan.steps[index]
         before, why = restored.get((step.name, None)), event.rerun_reasons.get(step.name)
@@ -244,7 +244,7 @@ def preview_of_start(
         else:
             held.look_at(index)
             items, reused = _count_of_items(step, plan, snapshot), counts.get(step.name, 0)
-            condition = _condition(step, has_begun=state.had_begun(index))
+            condition = _condition(step, has_begun=step.name in begun)
             not_yet = "it has not run yet" if step.signal is None else "no signal has come"
             reason = held.answered.get(step.name) or why or not_yet
             steps[index] = StepPreview(step.name, "runs", reason, condition, items, reused)
@@ -261,12 +261,13 @@ def preview_of_start(
 class _Held:
     """The steps that a signal holds which has not come.
 
-    ``answered`` are the signals whose wait ends when their turn comes, each with the reason.
+    ``begun`` are the steps that had begun. ``answered`` are the signals whose wait ends when their
+    turn comes, each with the reason.
     """
 
-    def __init__(self, plan: Plan, state: RunState, answered: Mapping[str, str]) -> None:
+    def __init__(self, plan: Plan, begun: Set[str], answered: Mapping[str, str]) -> None:
         self._plan = plan
-        self._state = state
+        self._begun = begun
         self.answered = answered
         self.by: dict[int, tuple[str, bool]] = {}
         """The signal that holds each step, and whether that is certain: a condition may skip the
@@ -277,7 +278,7 @@ class _Held:
     def look_at(self, index: int) -> None:
         """Find out what holds a step, whose dependencies were looked at before."""
         step, by, needed = self._plan.steps[index], self.by, self._plan.dependencies[index]
-        asks = step.when is not None and not self._state.had_begun(index)
+        asks = step.when is not None and step.name not in self._begun
         lost = [each in self._may_be_skipped for each in needed]
         if asks or (any(lost) if step.run_if == "success" else lost and all(lost)):
             self._may_be_skipped.add(index)
@@ -358,8 +359,8 @@ def _certain_skips(plan: Plan, state: RunState, at_ms: float) -> dict[str, str]:
     """Skip what will never start, however the steps end that run, and return why, by name."""
     found: dict[str, str] = {}
     for index in plan.order:
-        state.look_ahead(index)
-        for each in state.take_unreachable():
+        state.readiness.skip_if_lost(index)
+        for each in state.readiness.take_unreachable():
             name = plan.steps[each.step].name
             found[name] = each.reason
             state.apply(StepSkipped(name, at_ms, each.reason, each.by_condition))

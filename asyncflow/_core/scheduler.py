@@ -27,6 +27,9 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import IN_FLIGHT, Phase, StepRuns
 from asyncflow.events import AttemptStarted
 
+# Looked up for every step: a member of an enum takes twice as long.
+_READY, _SCHEDULED = Phase.READY, Phase.SCHEDULED
+
 
 class AdmissionQueue:
     """Admits queued nodes, as far as the run's limit and the pools have room.
@@ -38,21 +41,30 @@ class AdmissionQueue:
 
     At most ``limit`` nodes have a place at a time; ``None`` means any number. A node gets its place
     when it is admitted. If it must wait for its pool, it lends the place to others, and claims one
-    when it has its slot. ``steps`` has the step of each node, and may become longer. ``limited``
-    are the steps that may have a pool, or run elsewhere than in the event loop. ``is_dirty`` says
-    whether there may be a node to admit, or a step that has become unreachable; ``is_limited``,
-    whether a node may have to wait, here or for a pool, thread or process; ``has_limit``, whether
-    here.
+    when it has its slot. A node that was admitted may wait for an equal call: it is parked, in no
+    line and with no place. ``steps`` and ``phases`` are those of the nodes, and may become longer.
+    ``limited`` are the steps that may have a pool, or run elsewhere than in the event loop.
+
+    Attributes:
+        is_dirty: Whether there may be a node to admit, or a step that has become unreachable.
+        is_limited: Whether a node may have to wait, here or for a pool, thread or process.
+        has_limit: Whether it may have to wait here.
     """
 
     def __init__(
-        self, limit: int | None, steps: Sequence[WorkflowStep], limited: Iterable[int]
+        self,
+        limit: int | None,
+        steps: Sequence[WorkflowStep],
+        phases: list[Phase],
+        limited: Iterable[int],
     ) -> None:
         self.has_limit = limit is not None
         self.is_limited = self.has_limit or any(steps[step].needs_permit for step in limited)
         self.is_dirty = False
+        self._limit = limit
         self._room = math.inf if limit is None else limit
         self._steps = steps
+        self._phases = phases
         self._step_count = len(steps)
         self._line: deque[int] = deque()
         self._held: dict[object, deque[int]] = {}
@@ -61,6 +73,7 @@ class AdmissionQueue:
         self._placed: set[int] = set()
         self._placeless: dict[int, None] = {}
         """The nodes that have claimed a place when there was none, in order."""
+        self._parked: set[int] = set()
         self._since: dict[int, float] = {}
 
     def put(self, nodes: Sequence[int], at_ms: float) -> None:
@@ -74,11 +87,23 @@ class AdmissionQueue:
                 if self.has_limit or self._steps[node].needs_permit:
                     self._since[node] = at_ms
 
-    def put_first(self, node: int, since_ms: float) -> None:
-        """Queue a node with a pool before all others of it; it waits only from then on."""
-        self._held.setdefault(self._steps[node].line, deque()).appendleft(node)
-        self._since[node] = since_ms
-        self.is_dirty = True
+    def put_again(self, node: int, since_ms: float, *, first: bool = False) -> None:
+        """Queue a node for its next attempt, for which it may start from the given time on.
+
+        ``first`` says whether it comes before all others that wait for the same pool.
+        """
+        assert self._phases[node] == Phase.WAITING
+        self._phases[node] = Phase.QUEUED
+        if first:
+            self._held.setdefault(self._steps[node].line, deque()).appendleft(node)
+            self._since[node] = since_ms
+            self.is_dirty = True
+        else:
+            self.put([node], since_ms)
+
+    def is_queued(self, node: int) -> bool:
+        """Whether a node is ready and was not admitted yet."""
+        return self._phases[node] is _READY and node not in self._parked
 
     def wait_from(self, at_ms: float) -> None:
         """Let all queued nodes wait only from then on: before, nothing could start."""
@@ -88,13 +113,26 @@ class AdmissionQueue:
         """How long a node has been queued, or has waited since it was admitted."""
         return max(0.0, at_ms - self._since.get(node, at_ms))
 
-    def take_all(self) -> deque[int]:
-        """Return all queued nodes, if none of them has to wait."""
-        taken, self._line = self._line, deque()
-        return taken
+    def take_ready(self) -> list[int]:
+        """Return the nodes that may start their next attempt now, each once."""
+        phases, self.is_dirty = self._phases, False
+        # What was queued may have become unreachable, or have been cancelled, in the meantime.
+        if not self.is_limited:
+            line, self._line = self._line, deque()
+            batch = [node for node in line if phases[node] is _READY]
+            for node in batch:
+                phases[node] = _SCHEDULED
+            return batch
+        batch = self._take_placed() if self.has_limit else []  # they wait in their tasks
+        for node in self._take():
+            if phases[node] in (_READY, Phase.QUEUED):
+                phases[node] = _SCHEDULED if phases[node] is _READY else Phase.RESCHEDULED
+                self._enter(node)
+                batch.append(node)
+        return batch
 
-    def take(self) -> Iterator[int]:
-        """Yield the nodes to admit now. The caller calls `enter` before it asks for the next."""
+    def _take(self) -> Iterator[int]:
+        """Yield the nodes for which there is room. Each enters before the next is asked for."""
         for held in self._held.values():
             while held and self._has_room(self._steps[held[0]]):
                 yield held.popleft()
@@ -114,7 +152,7 @@ class AdmissionQueue:
             most = max(_MOST_WAITING, 2 * most)
         return self._room > 0 and self._taken.get(step.line, 0) < most
 
-    def enter(self, node: int) -> None:
+    def _enter(self, node: int) -> None:
         """Count a node as in flight. It need not have been queued."""
         self._count(node, 1)
         if self.has_limit:
@@ -129,7 +167,7 @@ class AdmissionQueue:
                 self.look_again()
 
     def claim(self, node: int) -> bool:
-        """Return whether a node has a place; if not, `take_placed` will return it with one.
+        """Return whether a node has a place; if not, `take_ready` will return it with one.
 
         One that claims a place again keeps its turn.
         """
@@ -142,7 +180,7 @@ class AdmissionQueue:
         self._placeless[node] = None
         return False
 
-    def take_placed(self) -> list[int]:
+    def _take_placed(self) -> list[int]:
         """Return the nodes that get now the places which they have claimed."""
         placed = list(self._placeless)[: max(0, int(min(self._room, len(self._placeless))))]
         for node in placed:
@@ -175,7 +213,39 @@ class AdmissionQueue:
         if was_in and not is_in:
             self.leave(node)
         elif is_in and not was_in:
-            self.enter(node)  # it was not queued: a stored run is replayed
+            self._enter(node)  # it was not queued: a stored run is replayed
+
+    def drop(self, node: int) -> None:
+        """Forget a node that was put and will never start."""
+        if self.is_limited and self._phases[node] is _SCHEDULED:
+            self.leave(node)
+        self._parked.discard(node)
+
+    def park(self, node: int) -> None:
+        """Let a node that is about to start wait for an equal call."""
+        self._phases[node] = _READY
+        self._parked.add(node)
+        if self.is_limited:
+            self.leave(node)
+
+    def unpark(self, node: int, at_ms: float) -> bool:
+        """Queue a node that was parked; return whether it still was."""
+        if node not in self._parked:
+            return False
+        self._parked.discard(node)
+        if self._phases[node] is not _READY:
+            return False  # the run stops
+        self.put([node], at_ms)
+        return True
+
+    def has_parked_too_many(self, step: int) -> bool:
+        """Whether a mapped step must not add another item: too many wait for equal calls."""
+        if not self._parked or (self._limit is None and self._steps[step].pool is None):
+            return False  # nothing else stops it either
+        most = most_waiting(self._steps[step], self._limit)
+        if len(self._parked) < most:
+            return False
+        return sum(self._steps[node] is self._steps[step] for node in self._parked) >= most
 
     def begin(self, node: int, at_ms: float) -> float:
         """Note that a node waits no longer, and return how long it has."""
@@ -382,7 +452,7 @@ class Readiness:
     resumed.
 
     Attributes:
-        ordinary_unsettled: How many steps have not settled, without clean-up steps.
+        unsettled: How many steps have not settled.
         failed_by: The settled steps that failed, or did not run because of a failure, each with
             the name of the step that failed first. A step asks this of each of its dependencies.
         skipped_by: The same for steps that were skipped by condition.
@@ -414,14 +484,16 @@ class Readiness:
         self._in_any_order = restored is not None or bool(plan.cleanups)
         self._restored = restored or frozenset()
         self.unsettled = len(plan.steps)
-        self.ordinary_unsettled = len(plan.steps) - len(plan.cleanups)
+        self._ordinary_unsettled = len(plan.steps) - len(plan.cleanups)
+        """Without clean-up steps; it is counted only if there are any."""
         self.failed_by: dict[int, str] = {}
         self.skipped_by: dict[int, str] = {}
         self.flowing: set[int] = set()
         self.unreachable: list[SkippedStep] = []
         self.unasked: list[int] = []
         self.stop_reason: str | None = None
-        self._parked: list[int] = []
+        self._held: list[int] = []
+        """The clean-up steps whose turn has come, and that wait for all other steps."""
         self._tier = -1
         self._tiers = plan.tiers
         self._tier_of: dict[int, int] = {}
@@ -448,10 +520,10 @@ class Readiness:
         """Note that a step has settled, so that others may follow."""
         self.unsettled -= 1
         if self._cleanups and step not in self._cleanups:
-            self.ordinary_unsettled -= 1
-            if self._parked and not self.ordinary_unsettled:
-                parked, self._parked = self._parked, []
-                self._take_turns(parked, at_ms)
+            self._ordinary_unsettled -= 1
+            if self._held and not self._ordinary_unsettled:
+                held, self._held = self._held, []
+                self._take_turns(held, at_ms)
         untiered = self._untiered
         if self._by_tiers and not (untiered and step in untiered):
             at = self._tier_of[step] if self._in_any_order else self._tier
@@ -486,6 +558,27 @@ class Readiness:
                 was_ready = self._phases[step] == Phase.READY
                 self._skip(step, reason, phase=Phase.DROPPED if was_ready else Phase.UNREACHABLE)
 
+    @property
+    def ordinary_unsettled(self) -> int:
+        """How many steps have not settled, without clean-up steps."""
+        return self._ordinary_unsettled if self._cleanups else self.unsettled
+
+    def take_unreachable(self) -> list[SkippedStep]:
+        """Return the steps that will never start, each once."""
+        skipped, self.unreachable = self.unreachable, []
+        # The events of a stored run that is replayed have settled some of them.
+        final = (Phase.UNREACHABLE, Phase.DROPPED)
+        return [each for each in skipped if self._phases[each.step] in final]
+
+    def take_unasked(self) -> list[int]:
+        """Return the steps whose turn has come and whose condition must be asked, each once."""
+        unasked, self.unasked = self.unasked, []
+        return unasked
+
+    def lacks_output(self, step: int) -> bool:
+        """Whether a step that has settled did not succeed."""
+        return step in self.skipped_by or step in self.failed_by
+
     def skip_lost(self) -> None:
         """Make the pending steps unreachable that a failure has lost, however the others end.
 
@@ -493,10 +586,10 @@ class Readiness:
         """
         for step in self._plan.order if self.failed_by else ():
             if not self.failed_by.keys().isdisjoint(self._plan.dependencies[step]):
-                self.look_ahead(step)
+                self.skip_if_lost(step)
 
-    def look_ahead(self, step: int) -> None:
-        """Find out whether a pending step will never start, however the steps end that run.
+    def skip_if_lost(self, step: int) -> None:
+        """Make a pending step unreachable if it will never start, however the others end.
 
         Steps are asked in topological order. If the run stops, what has not settled counts as a
         failure, after which a step may run.
@@ -504,7 +597,7 @@ class Readiness:
         follows_failures = self._plan.steps[step].run_if == "failure"
         is_certain = not follows_failures or self._restored >= {*self._plan.dependencies[step]}
         if self._phases[step] == Phase.PENDING and is_certain:
-            self._may_start(step)
+            self._decide(step)
 
     def _release_dependents(self, step: int, at_ms: float) -> None:
         dependents = self._plan.dependents[step]
@@ -536,7 +629,7 @@ class Readiness:
         if self.stop_reason is not None and not self._cleanups:
             return  # they are unreachable, as is all that was pending when the run stopped
         if self.failed_by or self.skipped_by or self._in_any_order:
-            steps = [step for step in steps if self._may_start(step)]
+            steps = [step for step in steps if self._decide(step)]
         phases = self._phases
         for step in steps:
             phases[step] = Phase.READY
@@ -544,13 +637,13 @@ class Readiness:
             self.unasked += filter(self._plan.conditional.__contains__, steps)
         self._queue.put(steps, at_ms)
 
-    def _may_start(self, step: int) -> bool:
-        """Whether a step whose turn has come is ready; otherwise it is parked or unreachable."""
+    def _decide(self, step: int) -> bool:
+        """Return whether a step whose turn has come is ready; else hold it, or skip it."""
         if self._phases[step] != Phase.PENDING or step in self._restored:
             return False  # the run is stopping, or has its result already
         needed, why = self._plan.dependencies[step], "it depends on step"
-        if step in self._cleanups and self.stop_reason is not None and self.ordinary_unsettled:
-            self._parked.append(step)
+        if step in self._cleanups and self.stop_reason is not None and self._ordinary_unsettled:
+            self._held.append(step)
             return False
         run_if, source = self._plan.steps[step].run_if, self._plan.steps[step].map_over
         if run_if != "success":

@@ -40,7 +40,6 @@ from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
 from asyncflow._core.history import History, of_plain
-from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, report_of
 from asyncflow._core.results import (
     Interruption,
@@ -56,22 +55,16 @@ from asyncflow._core.scheduler import (
     AdmissionQueue,
     Deadlines,
     Readiness,
-    SkippedStep,
-    most_waiting,
 )
 from asyncflow._core.step_runs import (
     Key,
-    NodeEnd,
     Phase,
     Snapshot,
     StepRuns,
-    is_restored,
-    output_of,
-    status_of,
 )
 
 if TYPE_CHECKING:
-    from asyncflow._core.chains import Chains, ItemQueue
+    from asyncflow._core.chains import Chains
     from asyncflow._core.step_view import StepView
 
 Schedule: TypeAlias = Literal["tiers", "ready"]
@@ -86,10 +79,20 @@ _READY, _SCHEDULED, _ATTEMPTING, _SETTLED = (
 
 
 class RunState:
-    """The state of one run: the driver applies what happens, and asks what follows.
+    """The state of one run: the driver applies what happens, and asks its parts what follows.
 
-    ``queue`` is dirty if `take_ready` or `take_unreachable` has news. ``history`` remembers
-    what has happened, and ``errors`` has those of all attempts and steps.
+    Attributes:
+        step_runs: What is known of each node.
+        readiness: Which steps become ready, and which never will.
+        queue: Which nodes may start now. It is dirty if `AdmissionQueue.take_ready` or
+            `Readiness.take_unreachable` has news.
+        deadlines: Until when an attempt may run, and whether another one follows.
+        chains: The items between mapped steps; ``None`` if no such step is mapped over another.
+        history: What has happened.
+        awaiting: The steps that wait for a signal.
+        stop_reason: Why the run stops; ``None`` if it does not.
+        cause: Why it was interrupted, as data.
+        has_timed_out: Whether its deadline has stopped it.
     """
 
     def __init__(
@@ -105,66 +108,48 @@ class RunState:
     ) -> None:
         self._plan = plan
         self._snapshot = snapshot
-        self._begun = frozenset() if snapshot is None else snapshot.steps_begun()
-        self._index = plan.index
         self._fail_fast = fail_fast
         self.stop_reason: str | None = None
         self.cause: InterruptionCause | None = None
         self.has_timed_out = False
-        step_runs = self.step_runs = StepRuns(
+        runs = self.step_runs = StepRuns(
             plan, None if snapshot is None else snapshot.pending_attempts
         )
-        self._steps = step_runs.steps
-        self._phases = step_runs.phases
-        self._latest, self._ends = step_runs.latest, step_runs.ends
+        self._steps, self._phases = runs.steps, runs.phases
+        self._latest, self._ends = runs.latest, runs.ends
         self._step_count = len(plan.steps)
         self._started: events.RunStarted | None = None
         self._finished: events.RunFinished | None = None
         self._interrupted = False
-        self._slim = frozenset(
-            at for at in plan.having("map_over") if not plan.steps[at].keep_outputs
-        )
-        """The mapped steps that keep no outputs."""
+        slim = [at for at in plan.having("map_over") if not plan.steps[at].keep_outputs]
         self.history = History(
             None if snapshot is None else snapshot.replay,
-            frozenset([plan.steps[at].name for at in self._slim]),
+            frozenset([plan.steps[at].name for at in slim]),
         )
-        self._note = self.history.append if self._slim else self.history.log.append
-        self.errors: list[BaseException] = []
-        self._last_errors: dict[int, BaseException] = {}
-        self._blocked: set[int] = set()
-        """The nodes that have blocked the event loop."""
-        self._unnoted: dict[int, events.AttemptStarted | StartedAttempt] = {}
-        """How the first attempts of items of theirs have started that run, and only that."""
+        self._note = self.history.append if slim else self.history.log.append
         self.awaiting: dict[int, events.StepWaiting] = {}
-        """The steps that wait for a signal."""
-        self._parked: set[int] = set()
-        """The nodes that are ready and wait for an equal call, in no line."""
-        self._max_concurrency = max_concurrency
         self._taken: dict[Key, StepView] = {}
         """What nodes reuse of other runs that start now."""
-        self._submitted: set[int] = set()
-        """The nodes whose running attempt waits for a worker of an engine."""
         self.queue = AdmissionQueue(
             max_concurrency,
-            step_runs.steps,
+            runs.steps,
+            runs.phases,
             [at for argument in ("pool", "cache_ms", "runs_in") for at in plan.having(argument)],
         )
-        self.is_limited = self.queue.is_limited
-        self._chains: Chains | None = None
-        if plan.chained:
-            from asyncflow._core.chains import Chains  # few runs have any
-
-            self._chains = Chains(plan, step_runs.phases, max_concurrency)
-        self._readiness = Readiness(
+        self.readiness = Readiness(
             plan,
-            step_runs.phases,
+            runs.phases,
             self.queue,
             by_tiers=schedule == "tiers",
             restored=None if snapshot is None else snapshot.restored_steps(plan),
         )
+        self.chains: Chains | None = None
+        if plan.chained:
+            from asyncflow._core.chains import Chains  # few runs have any
+
+            self.chains = Chains(plan, runs, self.readiness, max_concurrency)
         began_ms = 0.0 if snapshot is None else snapshot.limited_from_ms
-        self.deadlines = Deadlines(step_runs, self.queue, deadline_ms, random, began_ms)
+        self.deadlines = Deadlines(runs, self.queue, deadline_ms, random, began_ms)
 
     # What happens.
 
@@ -173,35 +158,29 @@ class RunState:
 
         `begin` and `succeed` are `apply` for most nodes. Each makes a tuple, and no event.
         """
-        queued_ms = self.queue.begin(node, at_ms) if self.is_limited else 0.0
+        queue = self.queue
+        queued_ms = queue.begin(node, at_ms) if queue.is_limited else 0.0
         item = None if node < self._step_count else self.step_runs.item_of(node)
         started = self._steps[node].name, attempt, at_ms, queued_ms, item
         self._latest[node] = started
         self._phases[node] = _ATTEMPTING
-        if attempt == 1 and self._slim and self._may_be_left_out(node):
-            self._unnoted[node] = started
-        else:
-            self._note(started)
+        self._note(started)
         return started
 
     def succeed(self, node: int, at_ms: float, output: Any) -> None:
         """Apply the success of an attempt that `begin` has started."""
         started: StartedAttempt = self._latest[node]  # type: ignore[assignment]  # from `begin`
         ended = self._ends[node] = started, at_ms, output
-        if node in self._unnoted:
-            del self._unnoted[node]
-            self.history.leave_out(started, at_ms)
-        else:
-            self._note(ended)
+        self._note(ended)
         self._phases[node] = _SETTLED
-        if self.is_limited:
+        if self.queue.is_limited:
             self.queue.leave(node)
         if node < self._step_count:
-            self._readiness.settled(node, at_ms)
+            self.readiness.settled(node, at_ms)
         else:
             self.step_runs.end_item(node)
-            if self._plan.chained:
-                self._flow(node, at_ms)
+            if self.chains is not None:
+                self.chains.end_item(node, at_ms)
 
     def apply(self, event: events.Event) -> None:
         """Apply an event.
@@ -224,91 +203,41 @@ class RunState:
         allowed, settles, fold = rule
         phases = self._phases
         try:
-            node = self._index[event.step]  # type: ignore[index]  # it has a rule
+            node = self._plan.index[event.step]  # type: ignore[index]  # it has a rule
         except KeyError:
             raise IllegalEventError(event, "the pipeline has no such step") from None
         if event.item is not None:
-            node = self.step_runs.node_of_item(node, event)  # type: ignore[arg-type]
+            node = self.step_runs.find_or_add_item(node, event)  # type: ignore[arg-type]
         before = phases[node]
         if before not in allowed:
             if before == Phase.PENDING and type(event) is events.StepSkipped:
-                self.look_ahead(node)  # a run that waits skips what is lost before its turn
+                # A run that waits skips what is lost before its turn.
+                self.readiness.skip_if_lost(node)
             if phases[node] not in allowed:
                 raise IllegalEventError(event, before.text)
         fold(self, node, event)
-        if self._slim and self._is_slim(node):
-            self._note_slim(node, event)
-        else:
-            self._note(event)
+        self._note(event)
         if settles:
             phases[node] = _SETTLED
-        if self.is_limited:
+        if self.queue.is_limited:
             self.queue.moved(node, before, phases[node])
         if not settles:
             return
         at_ms = event.at_ms
         if node < self._step_count:
-            if self._plan.chained:
-                self._end_in_chain(node, at_ms)
-            self._readiness.settled(node, at_ms)
+            if self.chains is not None:
+                self.chains.end(node, at_ms)
+            self.readiness.settled(node, at_ms)
         else:
             self.step_runs.end_item(node)
-            if self._plan.chained:
-                self._flow(node, at_ms)
-
-    def _is_slim(self, node: int) -> bool:
-        return node >= self._step_count and self.step_runs.owner_of(node) in self._slim
-
-    def _note_slim(self, node: int, event: Any) -> None:
-        """Note an event of an item whose outputs are not kept, unless it just succeeds."""
-        is_first = isinstance(event, events.AttemptStarted) and event.attempt == 1
-        if is_first and self._may_be_left_out(node):
-            self._unnoted[node] = event
-            return
-        started = self._unnoted.pop(node, None)
-        if started and isinstance(event, events.StepSucceeded) and event.error is None:
-            self.history.leave_out(started, event.at_ms)
-            return
-        if isinstance(event, events.LoopBlocked) and not self.keeps(node):
-            return
-        if started is not None:
-            self._note(started)
-        self._note(event)
-
-    def _flow(self, node: int, at_ms: float) -> None:
-        """Queue an item that has ended for the steps that are mapped over its step."""
-        source, number = self.step_runs.owner_of(node), self.step_runs.item_of(node)
-        if source in self._plan.chained:
-            assert number is not None
-            self._queue_in_chain(source, number, self._ends[node], at_ms)
-
-    def _end_in_chain(self, step: int, at_ms: float) -> None:
-        """Note the end of a step that may be in a chain; one that is reused has all its items."""
-        end = self._ends[step]
-        if is_restored(end) and step in self._plan.chained:
-            for number, item in sorted((end.items or {}).items()):
-                self._queue_in_chain(step, number, item, at_ms)
-        assert self._chains is not None  # as its caller has asked
-        self._chains.end(step)
-
-    def _queue_in_chain(self, source: int, number: int, end: NodeEnd | None, at_ms: float) -> None:
-        status, problem = status_of(end), ""
-        if status is StepStatus.SKIPPED:
-            assert isinstance(end, events.StepSkipped) or is_restored(end)
-            problem = end.reason or ""
-        elif status is not StepStatus.SUCCESS:
-            word = "failed" if status is StepStatus.FAILED else "was cancelled"
-            problem = f"item {number} of step {self._steps[source].name!r} {word}"
-        assert self._chains is not None  # as its callers have asked
-        self._chains.end_item(source, number, output_of(end), problem)
-        if not problem:
-            self._readiness.flow(source, at_ms)
+            if self.chains is not None:
+                self.chains.end_item(node, at_ms)
 
     def _on_run_started(self, event: events.RunStarted) -> None:
         if self._started is not None:
             raise IllegalEventError(event, "the run has started")
         self._started = event
-        self._readiness.begin(0.0)
+        self.readiness.begin(0.0)
 
     def _on_run_resumed(self, event: events.RunResumed) -> None:
         snapshot = self._snapshot
@@ -323,18 +252,14 @@ class RunState:
             event.pipeline,
             inputs=snapshot.inputs,
         )
-        self._readiness.begin(event.at_ms)
+        self.readiness.begin(event.at_ms)
 
     def _on_run_interrupted(self, event: events.RunInterrupted) -> None:
         self._check_runs(event)
         if self._interrupted:  # it was drained, and is cancelled now
-            self._readiness.stop_reason = event.reason
+            self.readiness.stop_reason = event.reason
         self._interrupted, self.cause = True, event.cause
         self._stop(event.reason, exempt_cleanups=False)
-
-    def is_overridden_by(self, why: Interruption) -> bool:
-        """Whether a run that was drained is cancelled now, so that no other process resumes it."""
-        return self.cause == "drained" and why.cause in ("cancelled", "replaced")
 
     def _on_run_timed_out(self, event: events.RunTimedOut) -> None:
         self._check_runs(event)
@@ -346,14 +271,14 @@ class RunState:
         if event.status is RunStatus.WAITING:
             if not self.awaiting or any(phase not in _AT_REST for phase in self._phases):
                 raise IllegalEventError(event, "something else than signals is left")
-        elif self._readiness.unsettled:
-            raise IllegalEventError(event, f"{self._readiness.unsettled} step(s) have not ended")
+        elif self.readiness.unsettled:
+            raise IllegalEventError(event, f"{self.readiness.unsettled} step(s) have not ended")
         self._finished = event
 
     def _on_result_reused(self, event: events.ResultReused) -> None:
         self._check_runs(event)
-        node = self._scheduled_node(event.step, event.item)
-        if node is None:
+        node = self.step_runs.find(event.step, event.item)
+        if node is None or not self.step_runs.is_scheduled(node):
             return  # a rerun begins with it: the snapshot has the result
         from asyncflow._core.step_view import StepView  # few runs reuse what other runs have
 
@@ -366,74 +291,39 @@ class RunState:
             origin=event.origin,
         )
 
-    def _scheduled_node(self, step: str, item: int | None) -> int | None:
-        """Return the node of a step or an item, if it is about to start."""
-        node = self._index.get(step)
-        if node is not None and item is not None:
-            has_item = node in self.step_runs.maps() and self.step_runs.has_item(node, item)
-            node = self.step_runs.node_of(node, item) if has_item else None
-        return node if node is not None and self.is_scheduled(node) else None
-
     def _check_runs(self, event: events.Event) -> None:
         if self._started is None or self._finished is not None:
             raise IllegalEventError(event, "the run is not running")
 
     def _on_attempt_started(self, node: int, event: events.AttemptStarted) -> None:
-        if event.attempt != self.step_runs.next_attempt(node):
-            raise IllegalEventError(event, f"the latest attempt was {self.latest_attempt(node)!r}")
+        runs = self.step_runs
+        if event.attempt != runs.next_attempt(node):
+            raise IllegalEventError(event, f"the latest attempt was {runs.latest_attempt(node)!r}")
         self._latest[node] = event
         self._phases[node] = Phase.ATTEMPTING
-        if self.is_limited:
+        if self.queue.is_limited:
             self.queue.begin(node, event.at_ms)
         if self._plan.given:
             self.deadlines.start(node, event)
         if event.engine:
-            self._submitted.add(node)
+            runs.submitted.add(node)
 
     def _on_attempt_began(self, node: int, event: events.AttemptBegan) -> None:
-        self._check_latest(node, event)
-        self._begin_submitted(node, event.at_ms)
-
-    def _begin_submitted(self, node: int, at_ms: float) -> None:
-        """Let an attempt that was submitted to an engine start only now: until then it waited."""
-        submitted = self.latest_attempt(node)
-        assert submitted is not None
-        waited_ms = at_ms - submitted.at_ms
-        queued_ms = submitted.queued_ms + waited_ms
-        self._latest[node] = replace(submitted, at_ms=at_ms, queued_ms=queued_ms)
-        self._submitted.discard(node)
-        self.deadlines.begin(node, waited_ms)
+        self.step_runs.check_latest(node, event)
+        self.deadlines.begin(node, self.step_runs.begin_submitted(node, event.at_ms))
 
     def _on_attempt_failed(self, node: int, event: events.AttemptFailed) -> None:
-        self._check_latest(node, event)
-        if node in self._submitted:
-            self._begin_submitted(node, event.at_ms)
-        self._fail(node, event.error)
+        runs = self.step_runs
+        runs.check_latest(node, event)
+        if node in runs.submitted:
+            self.deadlines.begin(node, runs.begin_submitted(node, event.at_ms))
+        runs.fail(node, event.error)
         self._phases[node] = Phase.WAITING
-
-    def _check_latest(
-        self,
-        node: int,
-        event: events.AttemptBegan
-        | events.AttemptLocated
-        | events.AttemptFailed
-        | events.StepSucceeded
-        | events.StepFailed
-        | events.StepCancelled
-        | events.ThreadAbandoned,
-    ) -> None:
-        """Check that a node's latest attempt is the one that the event is about."""
-        if event.attempt == 0 or self.step_runs.next_attempt(node) != event.attempt + 1:
-            raise IllegalEventError(event, f"the latest attempt is {self.latest_attempt(node)!r}")
-
-    def _fail(self, node: int, error: BaseException) -> None:
-        self._last_errors[node] = error
-        self.errors.append(error)
 
     def _on_map_started(self, node: int, event: events.MapStarted) -> None:
         self.step_runs.begin_map(node, event.count)
-        if self._chains is not None:
-            self._chains.begin(node, event.count)
+        if self.chains is not None:
+            self.chains.begin(node, event.count)
 
     def _end(
         self, node: int, event: events.StepSucceeded | events.StepFailed | events.StepCancelled
@@ -448,11 +338,11 @@ class RunState:
             if event.attempt:  # one that fails without an attempt has none
                 raise IllegalEventError(event, phase.text)
         else:
-            self._check_latest(node, event)
+            self.step_runs.check_latest(node, event)
         self.awaiting.pop(node, None)
         self._ends[node] = event
         if event.error is not None:
-            self._fail(node, event.error)
+            self.step_runs.fail(node, event.error)
 
     def _on_step_waiting(self, node: int, event: events.StepWaiting) -> None:
         self._phases[node], self.awaiting[node] = Phase.AWAITING, event
@@ -461,9 +351,9 @@ class RunState:
         self._end(node, event)
         self._phases[node] = Phase.SETTLED  # before the run stops, which drops what is ready
         if event.item is None:
-            self._readiness.failed_by[node] = event.step
+            self.readiness.failed_by[node] = event.step
             self._fail_run(event.step)
-        elif not self.step_runs.tolerates_loss(node, StepStatus.FAILED):
+        elif not self.step_runs.count_loss(node, StepStatus.FAILED):
             self._fail_run(event.step)
 
     def _fail_run(self, step: str) -> None:
@@ -475,8 +365,8 @@ class RunState:
             raise IllegalEventError(event, self._phases[node].text)
         self._end(node, event)
         if event.item is None:
-            failed_by = self._readiness.failed_by
-            cause = self._index.get(event.cause, node)
+            failed_by = self.readiness.failed_by
+            cause = self._plan.index.get(event.cause, node)
             failed_by[node] = failed_by.get(cause, event.step)
 
     def _on_step_skipped(self, node: int, event: events.StepSkipped) -> None:
@@ -484,10 +374,10 @@ class RunState:
         self._ends[node] = event
         if event.item is not None:
             self._phases[node] = Phase.SETTLED  # as above
-            if not self.step_runs.tolerates_loss(node, StepStatus.SKIPPED):
+            if not self.step_runs.count_loss(node, StepStatus.SKIPPED):
                 self._fail_run(event.step)
             return
-        grounds = self._readiness.skipped_by if event.by_condition else self._readiness.failed_by
+        grounds = self.readiness.skipped_by if event.by_condition else self.readiness.failed_by
         grounds.setdefault(node, event.step)
 
     def _on_step_reused(self, node: int, event: events.StepReused) -> None:
@@ -500,129 +390,32 @@ class RunState:
         self._ends[node] = restored
         if event.item is None and restored.status is not StepStatus.SUCCESS:
             is_skipped = restored.by_condition
-            grounds = self._readiness.skipped_by if is_skipped else self._readiness.failed_by
+            grounds = self.readiness.skipped_by if is_skipped else self.readiness.failed_by
             grounds[node] = event.step
         elif restored.status is not StepStatus.SUCCESS:
-            self.step_runs.tolerates_loss(node, restored.status)
+            self.step_runs.count_loss(node, restored.status)
 
     def _on_remark(self, node: int, event: events.AttemptLocated | events.ThreadAbandoned) -> None:
         """Check what is said of the running attempt, and changes nothing that decides."""
-        self._check_latest(node, event)
+        self.step_runs.check_latest(node, event)
 
     def _on_loop_blocked(self, node: int, event: events.LoopBlocked) -> None:
         self._check_runs(event)
-        latest = self.latest_attempt(node)
+        latest = self.step_runs.latest_attempt(node)
         if latest is None or not 1 <= event.attempt <= latest.attempt:
             raise IllegalEventError(event, f"the latest attempt is {latest!r}")
-        self._blocked.add(node)
-
-    def drop_item(self, node: int) -> None:
-        """Forget an item that was added and will never start, since the run stops."""
-        if self._phases[node] == Phase.SCHEDULED and self.is_limited:
-            self.queue.leave(node)
-        self._parked.discard(node)
-        self.step_runs.end_item(node)
+        self.step_runs.blocked.add(node)
 
     def _stop(self, reason: str, *, exempt_cleanups: bool) -> None:
-        self._readiness.stop(reason, exempt_cleanups=exempt_cleanups)
-        self.stop_reason = self._readiness.stop_reason
+        self.readiness.stop(reason, exempt_cleanups=exempt_cleanups)
+        self.stop_reason = self.readiness.stop_reason
         for step in self.step_runs.maps():
             if not exempt_cleanups or not self.step_runs.steps[step].is_cleanup:
                 for node in self.step_runs.items(step):
                     if self._phases[node] == Phase.READY:
                         self.drop_item(node)
 
-    # What follows.
-
-    def take_ready(self) -> list[int]:
-        """Return the nodes that may start their next attempt now, each once."""
-        phases, queue = self._phases, self.queue
-        queue.is_dirty = bool(self._readiness.unreachable)
-        # What was queued may have become unreachable, or have been cancelled, in the meantime.
-        if not self.is_limited:
-            batch = [node for node in queue.take_all() if phases[node] is _READY]
-            for node in batch:
-                phases[node] = _SCHEDULED
-            return batch
-        batch = queue.take_placed() if queue.has_limit else []  # they wait in their tasks
-        for node in queue.take():
-            if phases[node] in (Phase.READY, Phase.QUEUED):
-                phases[node] = _SCHEDULED if phases[node] is _READY else Phase.RESCHEDULED
-                queue.enter(node)
-                batch.append(node)
-        return batch
-
-    def take_unasked(self) -> list[int]:
-        """Return the steps whose turn has come and whose condition must be asked, each once."""
-        unasked, self._readiness.unasked = self._readiness.unasked, []
-        return unasked
-
-    def take_unreachable(self) -> list[SkippedStep]:
-        """Return the steps that will never start, each once."""
-        skipped, self._readiness.unreachable = self._readiness.unreachable, []
-        # The events of a stored run that is replayed have settled some of them.
-        final = (Phase.UNREACHABLE, Phase.DROPPED)
-        return [each for each in skipped if self._phases[each.step] in final]
-
-    def skip_lost(self) -> None:
-        """Make the pending steps unreachable that a failure has lost, however the others end."""
-        self._readiness.skip_lost()
-
-    def look_ahead(self, step: int) -> None:
-        """Make a pending step unreachable if it will never start, however the others end."""
-        self._readiness.look_ahead(step)
-
-    def stored_end(
-        self, step: int, at_ms: float, item: int | None = None
-    ) -> events.StepReused | None:
-        """Return the event with which a run reuses a stored result, if there is one."""
-        if self._snapshot is None:
-            return None
-        name = self._steps[step].name
-        restored = self._snapshot.restored.get((name, item))
-        if restored is None:
-            return None
-        keeps_outputs = self._steps[step].keep_outputs or item is not None
-        return events.StepReused(name, at_ms, item, restored.status, restored.origin, keeps_outputs)
-
-    def begins_with_waits(self) -> bool:
-        """Whether nothing may start but signals that earlier segments have waited for."""
-        queued = (Phase.READY, Phase.QUEUED)
-        nodes = [node for node, phase in enumerate(self._phases) if phase in queued]
-        return (
-            bool(nodes)
-            and not self._readiness.unreachable
-            and all(node in self._plan.signals for node in nodes)
-            and all(map(self.had_begun, [*nodes, *self._readiness.unasked]))
-        )
-
-    def had_begun(self, step: int) -> bool:
-        """Whether a step, or an item of it, continues what it had begun before a resumption."""
-        return self._steps[step].name in self._begun
-
-    def is_exempt_from_stop(self, node: int) -> bool:
-        """Whether a node continues although the run stops: it belongs to a clean-up step."""
-        return self._steps[node].is_cleanup and not self._interrupted
-
-    def enqueue_retry(self, node: int, since_ms: float, *, first: bool = False) -> None:
-        """Queue a node for its next attempt, for which it may start from the given time on.
-
-        ``first`` says whether it comes before all others that wait for the same pool.
-        """
-        assert self._phases[node] == Phase.WAITING
-        self._phases[node] = Phase.QUEUED
-        if first:
-            self.queue.put_first(node, since_ms)
-        else:
-            self.queue.put([node], since_ms)
-
-    def items_for(self, step: int) -> ItemQueue | None:
-        """The queue of a step that is mapped over a mapped step; ``None`` for any other step."""
-        return None if self._chains is None else self._chains.queues.get(step)
-
-    def holds_back(self, step: int) -> bool:
-        """Whether a mapped step must not start another item: too many wait for a later step."""
-        return self._chains is not None and self._chains.holds_back(step)
+    # Items.
 
     def add_item(self, step: int, at_ms: float, item: int | None = None) -> int:
         """Make an item of a mapped step, by default the next one, a node, and return that.
@@ -637,100 +430,37 @@ class RunState:
             self.step_runs.end_item(node)
         return node
 
+    def drop_item(self, node: int) -> None:
+        """Forget an item that was added and will never start, since the run stops."""
+        self.queue.drop(node)
+        self.step_runs.end_item(node)
+
     def forget_item(self, node: int) -> None:
         """Forget an item that need not be kept; another one may be the same node after that."""
         self.deadlines.forget(node)
         self.step_runs.forget_item(node)
 
-    def _may_be_left_out(self, node: int) -> bool:
-        """Whether nothing need be known of an item but that it has succeeded."""
-        is_slim = self._is_slim(node)
-        return is_slim and not self.history.has_former(*self.step_runs.key_of(node))
+    # What it is.
 
-    def keeps(self, node: int) -> bool:
-        """Whether an item that has ended must be kept: for its output, or since it has failed."""
-        runs, is_kept = self.step_runs, node in self._last_errors or not self._is_slim(node)
-        return is_kept or not self.has_succeeded(node) or runs.error(node) is not None
+    def is_exempt_from_stop(self, node: int) -> bool:
+        """Whether a node continues although the run stops: it belongs to a clean-up step."""
+        return self._steps[node].is_cleanup and not self._interrupted
 
-    def is_queued(self, node: int) -> bool:
-        """Whether a node is ready and was not scheduled yet."""
-        return self._phases[node] is _READY and node not in self._parked
-
-    def park(self, node: int) -> None:
-        """Let a node that is about to start wait, in no line and with no place."""
-        self._phases[node] = _READY
-        self._parked.add(node)
-        if self.is_limited:
-            self.queue.moved(node, _SCHEDULED, _READY)
-
-    def parks_too_many(self, step: int) -> bool:
-        """Whether a mapped step must not add another item: too many wait for equal calls."""
-        if not self._parked or (self._max_concurrency is None and self._steps[step].pool is None):
-            return False  # nothing else stops it either
-        most = most_waiting(self._steps[step], self._max_concurrency)
-        if len(self._parked) < most:
-            return False
-        return sum(self._steps[node] is self._steps[step] for node in self._parked) >= most
-
-    def unpark(self, node: int, at_ms: float) -> bool:
-        """Queue a node that was parked; return whether it still was."""
-        if node not in self._parked:
-            return False
-        self._parked.discard(node)
-        if self._phases[node] is not _READY:
-            return False  # the run stops
-        self.queue.put([node], at_ms)
-        return True
-
-    def is_scheduled(self, node: int) -> bool:
-        """Whether a node was returned by `take_ready` and its first attempt has not started."""
-        return self._phases[node] is _SCHEDULED
-
-    def waits_for_retry(self, node: int) -> bool:
-        """Whether an attempt of the node has failed, and it is not queued for the next one yet."""
-        return self._phases[node] is Phase.WAITING
-
-    def is_attempting(self, node: int) -> bool:
-        """Whether an attempt of the node is running."""
-        return self._phases[node] is _ATTEMPTING
-
-    def has_begun(self, node: int) -> bool:
-        """Whether an attempt of the node is running, and not in the queue of an engine."""
-        return self.is_attempting(node) and node not in self._submitted
-
-    def latest_attempt(self, node: int) -> events.AttemptStarted | None:
-        """The latest attempt that the node has started, if any; also before a resumption."""
-        return self.step_runs.latest_attempt(node)
-
-    def running_attempt(self, node: int) -> events.AttemptStarted | None:
-        """The attempt of the node that is running, if one is."""
-        is_running = self._phases[node] is _ATTEMPTING
-        return self.step_runs.latest_attempt(node) if is_running else None
-
-    def last_error(self, node: int) -> BaseException | None:
-        """The error of the latest attempt of a node that has failed; also before a resumption."""
-        if node in self._last_errors:
-            return self._last_errors[node]
-        pending = self.step_runs.pending_attempts(node)
-        return None if pending is None else pending.error
-
-    def error_to_ask_for(self, node: int) -> BaseException | None:
-        """The error that the next attempt of a node can ask for; see `StepContext.last_error`."""
-        pending = self.step_runs.pending_attempts(node)
-        if pending is None or node in self._last_errors:
-            return self.last_error(node)
-        return pending.last_error
+    def is_overridden_by(self, why: Interruption) -> bool:
+        """Whether a run that was drained is cancelled now, so that no other process resumes it."""
+        return self.cause == "drained" and why.cause in ("cancelled", "replaced")
 
     def result(self, node: int) -> StepResult | None:
         """The result of a node, if it has ended, as the report of the run has it."""
         end = self._ends[node]
         if end is None:
             return None
-        if type(end) is tuple and end[0][1] == 1 and node not in self._blocked:
+        runs = self.step_runs
+        if type(end) is tuple and end[0][1] == 1 and node not in runs.blocked:
             made_of = self._steps[node]  # the replay would keep a view of it
             found = of_plain(end, made_of.depends_on, made_of.max_retries)
         else:
-            run, (name, item) = self.history.folded(), self.step_runs.key_of(node)
+            run, (name, item) = self.history.folded(), runs.key_of(node)
             step = run.steps[name]
             found = (step if item is None else (step.items or {})[item]).to_result(run.at_ms)
         return self._with_item_values(node, found) if self._plan.map_over else found
@@ -746,52 +476,6 @@ class RunState:
             assert each.item is not None
             give(each, value_in_run(self.step_runs, self._plan, inputs, step, each.item))
         return found
-
-    def has_ended(self, node: int) -> bool:
-        """Whether a node has ended."""
-        return self._ends[node] is not None
-
-    def unended(self, step: int, item: int | None) -> int | None:
-        """The node of a step, or of an item of it; ``None`` if that has ended."""
-        node = step
-        if item is not None:
-            if not self.step_runs.has_item(step, item):
-                return None  # it was forgotten since
-            node = self.step_runs.node_of(step, item)
-        return None if self.has_ended(node) else node
-
-    def result_of(self, name: str, item: int | None = None) -> StepResult | None:
-        """The result of a step or an item by its name, if it has ended."""
-        step = self._index[name]
-        return self.result(step if item is None else self.step_runs.node_of(step, item))
-
-    def status_of(self, name: str) -> StepStatus | None:
-        """How a step has ended, if it has."""
-        return self.step_runs.status(self._index[name])
-
-    def has_succeeded(self, node: int) -> bool:
-        """Whether a node has settled, and well."""
-        return self.step_runs.status(node) is StepStatus.SUCCESS
-
-    def output(self, step: int) -> Any:
-        """The output of a step that has settled; ``None`` unless it has succeeded."""
-        return output_of(self._ends[step])
-
-    def lacks_output(self, step: int) -> bool:
-        """Whether a step that has settled did not succeed."""
-        return step in self._readiness.skipped_by or step in self._readiness.failed_by
-
-    @property
-    def unsettled(self) -> int:
-        """How many steps have not settled."""
-        return self._readiness.unsettled
-
-    @property
-    def ordinary_unsettled(self) -> int:
-        """How many steps have not settled, without clean-up steps."""
-        return (
-            self._readiness.ordinary_unsettled if self._plan.cleanups else self._readiness.unsettled
-        )
 
     @property
     def is_under_way(self) -> bool:
@@ -810,7 +494,7 @@ class RunState:
             return RunStatus.INTERRUPTED
         if self.awaiting:
             return RunStatus.WAITING
-        return RunStatus.FAILED if self._readiness.failed_by else RunStatus.PASSED
+        return RunStatus.FAILED if self.readiness.failed_by else RunStatus.PASSED
 
     def report(self) -> RunReport:
         """Return the report of the run, which must have finished."""

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError, ResultRefusedError, StepCrashedError
 from asyncflow._core.graph import Plan
-from asyncflow._core.record import made_by, record
+from asyncflow._core.record import made_by, record, replace
 from asyncflow._core.results import REDACTED_OUTPUT, StepStatus
-from asyncflow._core.step import tolerates
+from asyncflow._core.step import WorkflowStep, tolerates
 from asyncflow.events import (
+    AttemptBegan,
+    AttemptFailed,
+    AttemptLocated,
     AttemptStarted,
     StepCancelled,
     StepEvent,
@@ -24,6 +27,7 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
+    ThreadAbandoned,
 )
 
 if TYPE_CHECKING:
@@ -97,6 +101,16 @@ class Snapshot:
             items.union(self.replay.waits, (name for name, _ in self.pending_attempts))
         )
 
+    def stored_end(
+        self, step: WorkflowStep, at_ms: float, item: int | None = None
+    ) -> StepReused | None:
+        """Return the event with which the run reuses a stored result, if there is one."""
+        restored = self.restored.get((step.name, item))
+        if restored is None:
+            return None
+        keeps_outputs = step.keep_outputs or item is not None
+        return StepReused(step.name, at_ms, item, restored.status, restored.origin, keeps_outputs)
+
     def restored_steps(self, plan: Plan) -> frozenset[int]:
         """Return the steps of a plan (not the items) that have a result already."""
         return frozenset(plan.index[name] for name, item in self.restored if item is None)
@@ -157,6 +171,18 @@ def output_of(end: NodeEnd | None) -> Any:
     return end.output if isinstance(end, StepSucceeded) or is_restored(end) else None
 
 
+AttemptEvent: TypeAlias = (
+    AttemptBegan
+    | AttemptLocated
+    | AttemptFailed
+    | StepSucceeded
+    | StepFailed
+    | StepCancelled
+    | ThreadAbandoned
+)
+"""What happens to the latest attempt of a node."""
+
+
 class ItemEnd(NamedTuple):
     """How an item of a mapped step has ended."""
 
@@ -178,6 +204,9 @@ class StepRuns:
         latest: The latest attempt of each node, if it has started any; also before a resumption.
             Those of the plain lane are tuples.
         ends: How each node has ended, if it has.
+        errors: Those of all attempts and nodes.
+        submitted: The nodes whose running attempt waits for a worker of an engine.
+        blocked: The nodes that have blocked the event loop.
     """
 
     def __init__(
@@ -193,6 +222,10 @@ class StepRuns:
             if item is None:
                 self.latest[plan.index[name]] = each.latest
         self.ends: list[NodeEnd | None] = [None] * count
+        self.errors: list[BaseException] = []
+        self._last_errors: dict[int, BaseException] = {}
+        self.submitted: set[int] = set()
+        self.blocked: set[int] = set()
         self._item_of: dict[int, tuple[int, int]] = {}
         self._free: list[int] = []
         """The nodes of items that were forgotten, for other items."""
@@ -214,6 +247,36 @@ class StepRuns:
         """The name of a node: ``fetch``, or ``fetch[3]``."""
         name = self.steps[node].name
         return f"{name}[{self._item_of[node][1]}]" if node in self._item_of else name
+
+    def key_of(self, node: int) -> Key:
+        """Which step, or which item of which step, a node is."""
+        return self.steps[node].name, self.item_of(node)
+
+    def find(self, step: str, item: int | None = None) -> int | None:
+        """The node of a step or an item; ``None`` if there is none, or it was forgotten."""
+        node = self._plan.index.get(step)
+        if node is None or item is None:
+            return node
+        return self._maps[node].nodes.get(item) if node in self._maps else None
+
+    def find_unended(self, step: str, item: int | None = None) -> int | None:
+        """The node of a step or an item; ``None`` if that has ended."""
+        node = self.find(step, item)
+        return None if node is None or self.has_ended(node) else node
+
+    # Attempts.
+
+    def is_scheduled(self, node: int) -> bool:
+        """Whether a node was admitted and its first attempt has not started."""
+        return self.phases[node] is Phase.SCHEDULED
+
+    def is_attempting(self, node: int) -> bool:
+        """Whether an attempt of a node is running."""
+        return self.phases[node] is Phase.ATTEMPTING
+
+    def has_begun(self, node: int) -> bool:
+        """Whether an attempt of a node is running, and not in the queue of an engine."""
+        return self.is_attempting(node) and node not in self.submitted
 
     def next_attempt(self, node: int) -> int:
         """The number of the attempt that a node starts next."""
@@ -238,9 +301,64 @@ class StepRuns:
         latest = self.latest[node]
         return AttemptStarted(*latest) if isinstance(latest, tuple) else latest
 
+    def running_attempt(self, node: int) -> AttemptStarted | None:
+        """The attempt of a node that is running, if one is."""
+        return self.latest_attempt(node) if self.is_attempting(node) else None
+
+    def check_latest(self, node: int, event: AttemptEvent) -> None:
+        """Check that the latest attempt of a node is the one that an event is about."""
+        if event.attempt == 0 or self.next_attempt(node) != event.attempt + 1:
+            raise IllegalEventError(event, f"the latest attempt is {self.latest_attempt(node)!r}")
+
+    def begin_submitted(self, node: int, at_ms: float) -> float:
+        """Let an attempt that was submitted to an engine start only now; return how long it waited.
+
+        Until now it was queued.
+        """
+        submitted = self.latest_attempt(node)
+        assert submitted is not None
+        waited_ms = at_ms - submitted.at_ms
+        queued_ms = submitted.queued_ms + waited_ms
+        self.latest[node] = replace(submitted, at_ms=at_ms, queued_ms=queued_ms)
+        self.submitted.discard(node)
+        return waited_ms
+
+    def pending_attempts(self, node: int) -> PendingAttempts | None:
+        """The attempts that a node had before a resumption, if it continues with them."""
+        return self._pending_attempts.get(self.key_of(node)) if self._pending_attempts else None
+
+    # Failures and ends.
+
+    def fail(self, node: int, error: BaseException) -> None:
+        """Note what the latest attempt of a node has failed with, or the node itself."""
+        self._last_errors[node] = error
+        self.errors.append(error)
+
+    def last_error(self, node: int) -> BaseException | None:
+        """The error of the latest attempt of a node that has failed; also before a resumption."""
+        if node in self._last_errors:
+            return self._last_errors[node]
+        pending = self.pending_attempts(node)
+        return None if pending is None else pending.error
+
+    def error_to_ask_for(self, node: int) -> BaseException | None:
+        """The error that the next attempt of a node can ask for; see `StepContext.last_error`."""
+        pending = self.pending_attempts(node)
+        if pending is None or node in self._last_errors:
+            return self.last_error(node)
+        return pending.last_error
+
+    def has_ended(self, node: int) -> bool:
+        """Whether a node has ended."""
+        return self.ends[node] is not None
+
     def status(self, node: int) -> StepStatus | None:
         """How a node has ended, if it has."""
         return status_of(self.ends[node])
+
+    def has_succeeded(self, node: int) -> bool:
+        """Whether a node has ended well."""
+        return self.status(node) is StepStatus.SUCCESS
 
     def output(self, node: int) -> Any:
         """The output of a node; ``None`` unless it has succeeded."""
@@ -252,13 +370,11 @@ class StepRuns:
         has_error = isinstance(end, StepSucceeded | StepFailed | StepCancelled) or is_restored(end)
         return end.error if has_error else None  # type: ignore[union-attr]  # as above
 
-    def pending_attempts(self, node: int) -> PendingAttempts | None:
-        """The attempts that a node had before a resumption, if it continues with them."""
-        return self._pending_attempts.get(self.key_of(node)) if self._pending_attempts else None
-
-    def key_of(self, node: int) -> Key:
-        """Which step, or which item of which step, a node is."""
-        return self.steps[node].name, self.item_of(node)
+    def must_keep(self, node: int) -> bool:
+        """Whether an item that has ended must be kept: for its output, or since it has failed."""
+        if self.steps[node].keep_outputs or node in self._last_errors:
+            return True
+        return not self.has_succeeded(node) or self.error(node) is not None
 
     # Mapped steps.
 
@@ -296,22 +412,15 @@ class StepRuns:
         del mapped.nodes[item]
         mapped.forgotten += 1
         self.ends[node] = self.latest[node] = None
+        self.blocked.discard(node)
         self._free.append(node)
 
     def count_of_items(self, step: int) -> int:
         """How many items of a mapped step are nodes, or were before they were forgotten."""
         return len(self._maps[step].nodes) + self._maps[step].forgotten
 
-    def has_item(self, step: int, item: int) -> bool:
-        """Whether an item of a mapped step is a node."""
-        return step in self._maps and item in self._maps[step].nodes
-
-    def node_of(self, step: int, item: int) -> int:
-        """Return the node of an item that has been added to a mapped step."""
-        return self._maps[step].nodes[item]
-
-    def node_of_item(self, step: int, event: StepEvent) -> int:
-        """Return the node of the item that an event is about."""
+    def find_or_add_item(self, step: int, event: StepEvent) -> int:
+        """Return the node of the item that an event is about, which it may be the first of."""
         mapped = self._maps.get(step)
         if mapped is None:
             raise IllegalEventError(event, "the step has not begun to go through its items")
@@ -341,7 +450,7 @@ class StepRuns:
         self.phases[node] = Phase.SETTLED
         self._maps[self._item_of[node][0]].unsettled -= 1
 
-    def tolerates_loss(self, node: int, status: StepStatus | None) -> bool:
+    def count_loss(self, node: int, status: StepStatus | None) -> bool:
         """Count an item that has failed or is skipped; return whether its step may still succeed.
 
         A step is not given the items that it skips, so they are no part of what a share is of.

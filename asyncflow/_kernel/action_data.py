@@ -26,7 +26,8 @@ class ActionData:
         self.items: dict[int, Any] = {}
         self._conditions = start.bindings.conditions
         self._inputs = start.inputs
-        self._state = state
+        self._runs = state.step_runs
+        self._readiness = state.readiness
 
     def provide(self, resources: Mapping[str, Any]) -> None:
         """Take the resources of the run, which parameters receive as they do inputs."""
@@ -39,13 +40,13 @@ class ActionData:
     def of_action(self, node: int) -> dict[str, Any]:
         """Return what the action of a step, or of an item, is called with."""
         is_item = node >= self._step_count
-        step = self._state.step_runs.owner_of(node) if is_item else node
-        signature = self._state.step_runs.steps[step].signature
+        step = self._runs.owner_of(node) if is_item else node
+        signature = self._runs.steps[step].signature
         return self._collect(node, self.bindings[step], signature)
 
     def of_condition(self, step: int) -> dict[str, Any]:
         """Return what the condition of a step is called with."""
-        condition = self._state.step_runs.steps[step].condition
+        condition = self._runs.steps[step].condition
         return self._collect(step, self._conditions[step], condition)
 
     def refuse_shared(self, node: int, output: object) -> None:
@@ -55,7 +56,7 @@ class ActionData:
         """
         if type(output) in PLAIN_OUTPUTS or not is_iterator(output):
             return
-        start, runs, plan = self._start, self._state.step_runs, self._plan
+        start, runs, plan = self._start, self._runs, self._plan
         step = node if node < self._step_count else runs.owner_of(node)
         restored = () if start.snapshot is None else start.snapshot.restored_steps(plan)
         takers = [at for at in takers_of(plan, start.bindings, step) if at not in restored]
@@ -72,8 +73,8 @@ class ActionData:
                 arguments[parameter] = self.items[node]
             elif isinstance(source, str):
                 arguments[parameter] = self._inputs[source]
-            elif not (self._state.lacks_output(source) and _has_default(parameter, signature)):
-                arguments[parameter] = self._state.output(source)
+            elif not (self._readiness.lacks_output(source) and _has_default(parameter, signature)):
+                arguments[parameter] = self._runs.output(source)
         return arguments
 
 

@@ -64,6 +64,7 @@ class Attempts:
         self._stop_control = parts.stop_control
         self._data = scope.data
         self._state = scope.state
+        self._runs = scope.state.step_runs
         self._run_context = scope.run_context
 
     async def bounded(
@@ -152,7 +153,7 @@ class Attempts:
             if not hooks.on_started:  # else its start was reported before
                 now_ms = self._run_context.now_ms()
                 self._dispatcher.emit(attempt_started(self._state, node, now_ms))
-            running = self._state.running_attempt(node)
+            running = self._runs.running_attempt(node)
             assert running is not None
             if not hooks.makes_attempts_elsewhere:
                 item = running.item
@@ -220,8 +221,8 @@ class Attempts:
         """
         if isinstance(error, GeneratorExit) and self._scope.loop.is_closed():
             raise error  # in no task, or in one of another loop, whose cancellations are not ours
-        state, stop = self._state, self._stop_control
-        running, name = state.running_attempt(node), state.step_runs.name_of(node)
+        runs, stop = self._runs, self._stop_control
+        running, name = runs.running_attempt(node), runs.name_of(node)
         assert running is not None
         ended_ms, attempt, follows = self._run_context.now_ms(), running.attempt, _NOTHING_FOLLOWS
         cause: BaseException | None = None
@@ -243,7 +244,7 @@ class Attempts:
             cause = error
             error, output = self._rescue(node, attempt, error)
         if error is None:
-            step = state.step_runs.steps[node]
+            step = runs.steps[node]
             success = step_succeeded(step, attempt, ended_ms, output, running.item, cause)
             self._dispatcher.emit(success)
         else:
@@ -264,19 +265,19 @@ class Attempts:
                 raised.__context__ = failure
             if not isinstance(raised, FAILURES):
                 return raised, _NOTHING_FOLLOWS
-            running = self._state.running_attempt(node)
+            running = self._runs.running_attempt(node)
             assert running is not None
-            name = self._state.step_runs.name_of(node)
+            name = self._runs.name_of(node)
             return as_failure(raised, name, running.attempt), _NOTHING_FOLLOWS
 
     def _hooks_of(self, node: int) -> NodeHooks:
-        return self._dispatcher.hooks.of_nodes[self._state.step_runs.steps[node].given]
+        return self._dispatcher.hooks.of_nodes[self._runs.steps[node].given]
 
     def _rescue(
         self, node: int, attempt: int, failure: Exception
     ) -> tuple[BaseException | None, Any]:
         """Return what a node has failed with, or the output with which it succeeds instead."""
-        hooks, step = self._hooks_of(node), self._state.step_runs.steps[node]
+        hooks, step = self._hooks_of(node), self._runs.steps[node]
         if not hooks.on_rescue:
             return failure, None
         error: BaseException = failure
@@ -295,19 +296,19 @@ class Attempts:
                 if not isinstance(error, FAILURES):
                     break
         if isinstance(error, FAILURES):
-            error = as_failure(error, self._state.step_runs.name_of(node), attempt)
+            error = as_failure(error, self._runs.name_of(node), attempt)
         return error, None
 
     def fail_between(self, node: int, failure: Exception) -> None:
         """Report a node that fails for good while no attempt of it runs, or has ever run."""
-        latest, now_ms = self._state.latest_attempt(node), self._run_context.now_ms()
-        name, item = self._state.step_runs.key_of(node)
+        latest, now_ms = self._runs.latest_attempt(node), self._run_context.now_ms()
+        name, item = self._runs.key_of(node)
         attempt = 0 if latest is None else latest.attempt
         # No attempt has a context for it.
         context = self._scope.context.copy()
         error, output = context.run(self._rescue, node, attempt, failure)
         if error is None:
-            step = self._state.step_runs.steps[node]
+            step = self._runs.steps[node]
             success = step_succeeded(step, attempt, now_ms, output, item, failure)
             self._dispatcher.emit(success)
             return
@@ -342,14 +343,14 @@ class Attempts:
     def report_cancelled(self, node: int) -> None:
         """Report a node that the run has stopped while no attempt of it was running."""
         # If it had not started, the run has reported already that it was skipped.
-        if not self._state.has_ended(node) and self._state.latest_attempt(node) is not None:
-            error = self._state.last_error(node)
+        if not self._runs.has_ended(node) and self._runs.latest_attempt(node) is not None:
+            error = self._runs.last_error(node)
             now_ms = self._run_context.now_ms()
             self._dispatcher.emit(step_cancelled(self._state, node, now_ms, error))
         self._run.settled(node)
 
     def break_down(self, node: int, bug: BaseException) -> None:
         """End a node because of a bug of asyncflow."""
-        name = self._state.step_runs.steps[node].name
+        name = self._runs.steps[node].name
         self._run.broken(bug, f"step {name!r} could not be run")
         self._run.settled(node)

@@ -34,7 +34,7 @@ async def make_only_attempt(
             await asyncio.wait_for(task, timeout_s)
         except (TimeoutError, asyncio.CancelledError):
             await outlast(task.done, partial(asyncio.wait, [task]))
-            if state.is_scheduled(node):
+            if state.step_runs.is_scheduled(node):
                 # A third party has cancelled the task before its first line. If the run had, it
                 # would have reported that the node will not start.
                 forget_cancels()

@@ -45,6 +45,7 @@ class Nodes:
         self._bindings = scope.data.bindings
         self._step_count = len(self._bindings)
         self._state = scope.state
+        self._runs = scope.state.step_runs
         self._steps = scope.state.step_runs.steps
         self._run_context = scope.run_context
         self._now_ms = scope.run_context.now_ms
@@ -134,7 +135,7 @@ class Nodes:
                     if passage is not None:
                         is_parked = passage is NoAttempt.IS_PARKED
                         return self._leave(node, passage)
-                attempt = self._state.step_runs.next_attempt(node)
+                attempt = self._runs.next_attempt(node)
                 if attempt > 1:
                     self._remember_error(node)
                 delay_ms = await make(node, step, attempt, hooks)
@@ -151,7 +152,7 @@ class Nodes:
             if not is_parked:
                 for remembered in self._remembered:
                     if remembered:
-                        remembered.pop(self._state.step_runs.key_of(node), None)
+                        remembered.pop(self._runs.key_of(node), None)
                 if hooks.on_over:
                     self.over(node, hooks)
 
@@ -243,6 +244,6 @@ class Nodes:
 
     def _remember_error(self, node: int) -> None:
         """Let the action ask what the attempt before failed with."""
-        error = self._state.error_to_ask_for(node)
+        error = self._runs.error_to_ask_for(node)
         if error is not None:
-            self._run_context.last_errors[self._state.step_runs.key_of(node)] = error
+            self._run_context.last_errors[self._runs.key_of(node)] = error

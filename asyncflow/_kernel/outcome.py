@@ -82,7 +82,8 @@ def step_cancelled(
     The node has started. ``error`` is what its clean-up raised, or what its latest attempt failed
     with.
     """
-    latest, runs = state.latest_attempt(node), state.step_runs
+    runs = state.step_runs
+    latest = runs.latest_attempt(node)
     attempt = 0 if latest is None else latest.attempt  # a mapped step has none
     if error is None or isinstance(error, asyncio.CancelledError):
         error = None

@@ -127,8 +127,8 @@ class Run:
             now_ms = self._scope.run_context.now_ms()
             self._dispatcher.emit(RunFinished(now_ms, state.status, state.stop_reason, state.cause))
         self._call(self._hooks.on_ended)
-        if state.errors:
-            let_go(state.errors)
+        if errors := state.step_runs.errors:
+            let_go(errors)
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
         self._hooks = self._dispatcher.hooks = Hooks()
         del self._dispatcher, self._stop_control, self._starter
@@ -172,7 +172,7 @@ class Run:
             return True
 
     def _is_settled(self) -> bool:
-        return not self._scope.live and (not self._state.unsettled or self._is_broken)
+        return not self._scope.live and (not self._state.readiness.unsettled or self._is_broken)
 
     def is_idle(self) -> bool:
         """Whether nothing runs, and nothing may start."""
@@ -209,8 +209,8 @@ class Run:
         self._scope.live.pop(node, None)
         if self._state.stop_reason is None or self._state.is_exempt_from_stop(node):
             self._starter.parked.add(node)
-            self._state.park(node)
-        elif self._state.is_scheduled(node):  # else its end was reported as the run stopped
+            self._state.queue.park(node)
+        elif self._state.step_runs.is_scheduled(node):  # else its end is known, as the run stopped
             self._starter.report_unstarted(node, self._scope.run_context.now_ms())
         self.advance()
 
@@ -318,10 +318,10 @@ class Run:
         for node, task in list(self._scope.live.items()):
             if node in control.requested or state.is_exempt_from_stop(node):
                 continue
-            if spare_running and state.has_begun(node):
+            if spare_running and state.step_runs.has_begun(node):
                 continue
             control.request(node, task, now_ms)
-            if state.is_scheduled(node):
+            if state.step_runs.is_scheduled(node):
                 # A task that is cancelled before its first line never runs: it reports nothing.
                 del self._scope.live[node]
                 self._starter.report_unstarted(node, now_ms)

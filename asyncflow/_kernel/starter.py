@@ -80,15 +80,16 @@ class Starter:
         """
         if self.is_held:
             return
-        queue, hooks, self.is_advancing = self._state.queue, self._dispatcher.hooks, True
+        queue, readiness = self._state.queue, self._state.readiness
+        hooks, self.is_advancing = self._dispatcher.hooks, True
         try:
             if again:
                 self._start(again, is_again=True)
             while queue.is_dirty:
                 for hook in hooks.on_advance:
                     hook()
-                self._start(self._state.take_ready())
-                if queue.is_dirty:
+                self._start(queue.take_ready())
+                if readiness.unreachable:
                     self.skip_unreachable()
         except BaseException as bug:
             self._run.broken(bug, "a step could not be started")
@@ -163,7 +164,7 @@ class Starter:
         # A node may be here twice: as two items of a map that forgets what has succeeded.
         started = dict.fromkeys(nodes[:ended])
         unstarted = [node for node in started if node in live and live[node].done()]
-        again = list(filter(self._state.is_scheduled, unstarted))
+        again = list(filter(self._state.step_runs.is_scheduled, unstarted))
         for node in again:
             del live[node]
         if again:
@@ -173,7 +174,7 @@ class Starter:
 
     def skip_unreachable(self) -> None:
         """Report the steps that will never start."""
-        for skipped in self._state.take_unreachable():
+        for skipped in self._state.readiness.take_unreachable():
             now_ms = self._now_ms()
             if self._state.step_runs.pending_attempts(skipped.step) is not None:
                 self._report_cancelled(skipped.step, now_ms)
@@ -182,20 +183,20 @@ class Starter:
 
     def report_unstarted(self, node: int, now_ms: float) -> None:
         """Report a node that was scheduled and will not start, since the run stops."""
-        state = self._state
-        if state.step_runs.pending_attempts(node) is not None:
+        state, runs = self._state, self._state.step_runs
+        if runs.pending_attempts(node) is not None:
             self._report_cancelled(node, now_ms)  # it started before the run was resumed
-        elif state.step_runs.item_of(node) is None:
-            name, reason = state.step_runs.steps[node].name, state.stop_reason or ""
+        elif runs.item_of(node) is None:
+            name, reason = runs.steps[node].name, state.stop_reason or ""
             self._dispatcher.emit(StepSkipped(name, now_ms, reason))
         else:
             state.drop_item(node)
         hooks = self._dispatcher.hooks
-        self.nodes.over(node, hooks.of_nodes[state.step_runs.steps[node].given])
+        self.nodes.over(node, hooks.of_nodes[runs.steps[node].given])
         for settled in hooks.on_settled:
             settled(node, None)
 
     def _report_cancelled(self, node: int, now_ms: float) -> None:
         """Report the end of a node that has started and of which no attempt is running."""
-        error = self._state.last_error(node)
+        error = self._state.step_runs.last_error(node)
         self._dispatcher.emit(step_cancelled(self._state, node, now_ms, error))

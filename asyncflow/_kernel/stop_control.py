@@ -54,7 +54,7 @@ class StopControl:
         if node in self.item_limits and self.item_limits[node].expired():
             return
         is_cancelled = task.cancelling() or node in self._cut
-        if not is_cancelled or not self._state.is_attempting(node):
+        if not is_cancelled or not self._state.step_runs.is_attempting(node):
             task.cancel()
         elif not self._is_cut_short(node):
             cancel = self._cancel_again
@@ -98,7 +98,7 @@ class StopControl:
 
         Its task can't tell: the action may have swallowed an earlier cancellation, also its own.
         """
-        running = self._state.running_attempt(node)
+        running = self._state.step_runs.running_attempt(node)
         if running is None or node in self._cut:
             return running is not None
         before_ms = self._now_ms() + TIMER_SLACK_S * 1000

@@ -32,6 +32,7 @@ class Watchdog:
 
     def __init__(self, scope: RunScope, stop_requested: Mapping[int, float]) -> None:
         self._state = scope.state
+        self._runs = scope.state.step_runs
         self._run_context = scope.run_context
         self._loop = scope.loop
         self._context = scope.context  # no step must seem to log the warning
@@ -48,11 +49,11 @@ class Watchdog:
 
     def task_name(self, node: int, attempt: int) -> str:
         """Return the name of the task in which an attempt runs."""
-        return f"{self.prefix}{self._state.step_runs.name_of(node)}#{attempt}"
+        return f"{self.prefix}{self._runs.name_of(node)}#{attempt}"
 
     def engine_task_name(self, node: int, attempt: int) -> str:
         """Return the name of the task that awaits the engine on which an attempt runs."""
-        engine = self._state.step_runs.steps[node].remote
+        engine = self._runs.steps[node].remote
         return f"{self.task_name(node, attempt)} on {engine and engine.name}"
 
     def expect(self, cancelled_s: float) -> None:
@@ -94,7 +95,7 @@ class Watchdog:
         whole, _, attempt = name.removeprefix(self.prefix).rpartition("#")
         step, _, rest = whole.rpartition("[")
         item = int(rest[:-1]) if rest[:-1].isdecimal() else None
-        for latest in map(self._state.latest_attempt, range(len(self._state.step_runs.steps))):
+        for latest in map(self._runs.latest_attempt, range(len(self._runs.steps))):
             if (
                 latest is not None
                 and (latest.step == whole if latest.item is None else latest.step == step)
@@ -128,14 +129,14 @@ class Watchdog:
             _log.warning(
                 "step %r, attempt %d, has not ended %g s after it was cancelled, and the run waits "
                 "for it; it is at %s",
-                *(self._state.step_runs.name_of(node), attempt, GRACE_S),
+                *(self._runs.name_of(node), attempt, GRACE_S),
                 awaiting_location(task.get_coro()),
             )
 
     def _suspects(self) -> Iterator[tuple[int, AttemptStarted, float]]:
         """The attempts that run although they were cancelled, or would if they do not end."""
         for node in self._live:
-            running = self._state.running_attempt(node)
+            running = self._runs.running_attempt(node)
             if running is None:
                 continue
             limit = self._state.deadlines.of_running(node, running.at_ms)

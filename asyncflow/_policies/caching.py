@@ -118,7 +118,7 @@ class StepCache(Policy):
             self._awaited[node] = call
             return NoAttempt.IS_PARKED
         call.is_led, self._led[node] = True, call
-        if self._state.latest_attempt(node) is not None or step.name in self._from_steps:
+        if self._state.step_runs.latest_attempt(node) is not None or step.name in self._from_steps:
             return None  # it continues with its attempts, or the rerun asks for a new result
         return NoAttempt.HAS_ENDED if await self._reuse(node, step, key) else None
 
@@ -178,12 +178,11 @@ class StepCache(Policy):
         """Let equal calls reuse a success, as soon as it is stored: it was handed over before."""
         if not isinstance(event, StepSucceeded) or event.error is not None or not self._led:
             return
-        node = self._plan.index[event.step]
-        if event.item is not None:
-            node = self._state.step_runs.node_of(node, event.item)
+        node = self._state.step_runs.find(event.step, event.item)
+        assert node is not None
         call = self._led.pop(node, None)
         if call is not None:
-            running = self._state.latest_attempt(node)
+            running = self._state.step_runs.latest_attempt(node)
             assert running is not None
             duration_ms = event.at_ms - running.at_ms
             stored = self._session.append_cached(call.key, event.attempt, duration_ms)
@@ -244,4 +243,4 @@ class StepCache(Policy):
 
     def _unpark(self, node: int) -> bool:
         """Queue a node that was parked; return whether it still was."""
-        return self._state.unpark(node, self._now_ms())
+        return self._state.queue.unpark(node, self._now_ms())

@@ -57,8 +57,7 @@ class NamedCalls:
         stored: Collection[str],
     ) -> None:
         self._state = state
-        self._index = run.plan.index[key[0]]
-        self._step = run.plan.steps[self._index]
+        self._step = run.plan.steps[run.plan.index[key[0]]]
         self._codec = journal or PickleCodec()
         self._key = key
         self._latest: tuple[object, Any] = None, None
@@ -163,7 +162,7 @@ class NamedCalls:
 
     def _check_attempt(self, running: StartedAttempt, name: str) -> None:
         state, node = self._state(), self._node()
-        now = None if state is None or node is None else state.running_attempt(node)
+        now = None if state is None or node is None else state.step_runs.running_attempt(node)
         if now is None or now.attempt != running[1]:
             raise RuntimeError(
                 f"step {self._step.name!r}: attempt {running[1]} has ended, so it can't make call "
@@ -173,7 +172,7 @@ class NamedCalls:
     def _node(self) -> int | None:
         """Return the node of the step or item; ``None`` if it, or its run, has ended."""
         state = self._state()
-        return None if state is None else state.unended(self._index, self._key[1])
+        return None if state is None else state.step_runs.find_unended(*self._key)
 
     async def _stored(self, checkpoints: Checkpoints, name: str) -> StoredCall | None:
         """Return what a call has returned; ``None`` if it can't be read, and must be made again."""

@@ -46,8 +46,7 @@ class CheckpointWriter(Policy):
         self._thread = threading.get_ident()
         self._context = scope.context
         """That of the run: a timer belongs to no attempt."""
-        self._index = scope.plan.index
-        self._state = scope.state
+        self._runs = scope.state.step_runs
         self._checkpoints = scope.run_context.checkpoints
         self._session = session
         self._secret = scope.start.event.secret
@@ -106,7 +105,7 @@ class CheckpointWriter(Policy):
         self._is_scheduled, self._timer = False, None
         while self._unstored:
             key, payload = self._unstored.popitem()
-            if self._state.unended(self._index[key[0]], key[1]) is not None:
+            if self._runs.find_unended(*key) is not None:
                 self._stored.add(key)
                 self._session.append_checkpoint(*key, payload)
 

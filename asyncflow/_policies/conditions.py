@@ -30,15 +30,18 @@ class Conditions(Policy):
         self._context = scope.context
         self._data = scope.data
         self._now_ms = scope.run_context.now_ms
-        self._is_resumed = scope.start.snapshot is not None
+        snapshot = scope.start.snapshot
+        self._begun = frozenset() if snapshot is None else snapshot.steps_begun()
+        """The steps that continue. Their conditions were asked before the run was resumed."""
 
     def on_advance(self) -> None:
-        state = self._state
-        while unasked := state.take_unasked():  # what is skipped lets others have their turn
+        queue, steps = self._state.queue, self._state.step_runs.steps
+        # What is skipped lets others have their turn.
+        while unasked := self._state.readiness.take_unasked():
             for node in unasked:
-                was_asked = self._is_resumed and state.had_begun(node)
-                if not was_asked and state.is_queued(node):  # else the run stops
-                    self._ask(node, state.step_runs.steps[node])
+                was_asked = steps[node].name in self._begun
+                if not was_asked and queue.is_queued(node):  # else the run stops
+                    self._ask(node, steps[node])
 
     def _ask(self, node: int, step: WorkflowStep) -> None:
         condition = step.when

@@ -51,16 +51,17 @@ class Draining(Policy):
                 self._resources.stop_opening()
             return
         self._nested.drain(reason)
-        steps = len(plan.steps)
-        running = [node for node in self._scope.live if node < steps and state.has_begun(node)]
-        if len(running) < state.unsettled:
+        steps, has_begun = len(plan.steps), state.step_runs.has_begun
+        running = [node for node in self._scope.live if node < steps and has_begun(node)]
+        if len(running) < state.readiness.unsettled:
             self.on_back_off()
 
     def _stop_attempt(self, key: Key) -> None:
         """Stop an attempt whose nested runs start nothing more, since this run drains."""
         self.on_back_off()
         for node, task in list(self._scope.live.items()):
-            running, requested = self._state.running_attempt(node), self._stop_control.requested
+            running = self._state.step_runs.running_attempt(node)
+            requested = self._stop_control.requested
             is_it = running is not None and (running.step, running.item) == key
             if is_it and node not in requested:
                 self._stop_control.request(node, task, self._scope.run_context.now_ms())

@@ -122,11 +122,10 @@ class LoopBlocks(Policy):
         if running is None:
             return
         name, attempt, item = running.step, running.attempt, running.item
-        index = scope.plan.index[name]
-        step = scope.plan.steps[index]
+        step = scope.plan.steps[scope.plan.index[name]]
         if step.runs_in != "loop" or step.remote is not None:
             return  # what runs elsewhere only waits in its task, which others may hold up
-        if item is None or scope.state.step_runs.has_item(index, item):
+        if scope.state.step_runs.find(name, item) is not None:  # else the item was forgotten
             now_ms = scope.run_context.now_ms()
             self._dispatcher.emit(LoopBlocked(name, attempt, now_ms, blocked_ms, where, item))
         _log.warning(

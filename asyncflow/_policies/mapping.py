@@ -80,6 +80,9 @@ class Maps(Policy):
         self._data = scope.data
         self._items = scope.data.items
         self._state = scope.state
+        self._runs = scope.state.step_runs
+        self._chains = scope.state.chains
+        self._snapshot = scope.start.snapshot
         self._plan = scope.plan
         self._now_ms = scope.run_context.now_ms
         self._needs_order = needs_order
@@ -111,18 +114,18 @@ class Maps(Policy):
     async def _run_map(self, node: int, step: WorkflowStep) -> None:
         """Run a mapped step to its end."""
         try:
-            queue = self._state.items_for(node)
+            queue = self._queue_of(node)
             count = count_of(self._source_of(step)) if queue is None else queue.count
             start = MapStarted(step.name, self._now_ms(), count, step.keep_outputs)
             self._dispatcher.emit(start)
             iteration = await self._iterate(node, step, queue)
-            while (items := self._state.step_runs.ends_of_items(node)) is None:
+            while (items := self._runs.ends_of_items(node)) is None:
                 if self._is_broken:
                     return
                 with suppress(asyncio.CancelledError):
                     await self._change(node)
             if iteration.is_complete:  # it may have told another length, or have grown meanwhile
-                count = self._state.step_runs.count_of_items(node)
+                count = self._runs.count_of_items(node)
             skipped = sum(item.status is StepStatus.SKIPPED for item in items)
             given = None if count is None else count - skipped
             failure = common_error(step, items, given, iteration.failure)
@@ -161,12 +164,12 @@ class Maps(Policy):
     ) -> None:
         """Report how a mapped step ends, whose items have all ended."""
         state, emit, now_ms = self._state, self._dispatcher.emit, self._now_ms()
-        queue = state.items_for(node)
+        queue = self._queue_of(node)
         if failure is not None:
             emit(StepFailed(step.name, 0, now_ms, failure))
         elif not iteration.is_complete or not self._have_all_ended(node, items):
             emit(step_cancelled(state, node, now_ms, iteration.stopped_by))
-        elif queue is not None and not state.has_succeeded(queue.source):
+        elif queue is not None and not self._runs.has_succeeded(queue.source):
             cause = step.map_over or ""
             reason = f"its items depend on step {cause!r}, which did not succeed"
             emit(StepCancelled(step.name, 0, now_ms, reason, None, cause=cause))
@@ -187,23 +190,23 @@ class Maps(Policy):
         if node in self._items:
             del self._items[node]
             self._note_change(node)
-            if not self._state.keeps(node):
-                owner = self._state.step_runs.owner_of(node)
+            if not self._runs.must_keep(node):
+                owner = self._runs.owner_of(node)
                 self._ended.setdefault(owner, deque()).append((node, task))
             if self._plan.chained:
-                self._wake_up_chain(self._state.step_runs.owner_of(node))
+                self._wake_up_chain(self._runs.owner_of(node))
         elif task is None:  # a mapped step that will never start
             self._pause(node)
 
     def _note_change(self, item: int) -> None:
         """Wake up the mapped step of an item that was scheduled or has ended."""
-        self._wake_up(self._state.step_runs.owner_of(item))
+        self._wake_up(self._runs.owner_of(item))
 
     def _wake_up_chain(self, node: int) -> None:
         """Wake up the steps before and after a mapped step, which may go on."""
         for later in self._plan.chained.get(node, ()):
             self._wake_up(later)
-        queue = self._state.items_for(node)
+        queue = self._queue_of(node)
         if queue is not None:
             self._wake_up(queue.source)
 
@@ -264,25 +267,31 @@ class Maps(Policy):
         # Once the run stops, nodes are known as asked to stop, and clean-up steps need others.
         while ended and state.stop_reason is None and (not ended[0][1] or ended[0][1].done()):
             state.forget_item(ended.popleft()[0])
-        stored = state.stored_end(node, self._now_ms(), number)
+        stored, snapshot = None, self._snapshot
+        if snapshot is not None:
+            stored = snapshot.stored_end(self._plan.steps[node], self._now_ms(), number)
         if stored is None:
             item = state.add_item(node, self._now_ms(), number)
             self._items[item] = value
             self._run.advance()
-            while state.is_queued(item) or state.parks_too_many(node):
+            while state.queue.is_queued(item) or state.queue.has_parked_too_many(node):
                 await self._change(node)
         else:
             self._dispatcher.emit(stored)
             if self._plan.chained:
                 self._run.advance()  # it may be the first one for a later step
                 self._wake_up_chain(node)
-        while self._plan.chained and state.holds_back(node):
+        while self._chains is not None and self._chains.holds_back(node):
             await self._change(node)
         added = self._added[node] = self._added.get(node, 0) + 1
         if added >= _ITEMS_A_TURN:
             self._added[node] = 0
             self._pause(node)
             await self._stop_control.undisturbed(node, partial(asyncio.sleep, 0))
+
+    def _queue_of(self, node: int) -> ItemQueue | None:
+        """Return the queue of a step that is mapped over a mapped step; ``None`` for another."""
+        return None if self._chains is None else self._chains.queues.get(node)
 
     def _stops(self, node: int) -> bool:
         """Whether a mapped step starts no more items, since the run stops."""
@@ -305,7 +314,7 @@ class Maps(Policy):
         """Return the output or the input over which a step is mapped."""
         assert step.map_over is not None
         source = self._plan.index.get(step.map_over)
-        return self._data.input(step.map_over) if source is None else self._state.output(source)
+        return self._data.input(step.map_over) if source is None else self._runs.output(source)
 
     def _limit_of(self, step: WorkflowStep) -> tuple[str, float | None]:
         """Return what gives a mapped step its items, and the limit of each wait for one."""
@@ -318,7 +327,7 @@ class Maps(Policy):
     def _have_all_ended(self, node: int, items: list[ItemEnd]) -> bool:
         """Whether the run has stopped no item of a mapped step."""
         # An item that was dropped before it started has no result.
-        is_whole = len(items) == len(self._state.step_runs.items(node))
+        is_whole = len(items) == len(self._runs.items(node))
         return is_whole and all(item.status is not StepStatus.CANCELLED for item in items)
 
 

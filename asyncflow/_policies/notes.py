@@ -584,8 +584,7 @@ class Noted(Policy):
         observing: Observing | None,
         link: RunLink | None,
     ) -> None:
-        self._index = scope.plan.index
-        self._state = scope.state
+        self._runs = scope.state.step_runs
         self._notes = notes
         takes = persistence is not None and persistence.takes_notes
         self._persistence = persistence if takes else None
@@ -602,8 +601,8 @@ class Noted(Policy):
 
     def is_running(self, step: str, item: int | None, attempt: int) -> bool:
         """Whether an attempt is running."""
-        node = self._state.unended(self._index[step], item)
-        running = None if node is None else self._state.running_attempt(node)
+        node = self._runs.find_unended(step, item)
+        running = None if node is None else self._runs.running_attempt(node)
         return running is not None and running.attempt == attempt
 
     def stream(self, streamed: StepStreamed) -> None:

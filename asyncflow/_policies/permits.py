@@ -339,11 +339,11 @@ class Permits(Policy):
 
     async def _line_up_again(self, node: int, step: WorkflowStep) -> None:
         """Wait for the turn of another attempt, and then until the node holds what that needs."""
-        if self._state.waits_for_retry(node):
+        if self._phases[node] is Phase.WAITING:
             keeps_place = node in self._ages
             since_ms = self._since_ms.pop(node, None)
             since_ms = self._now_ms() if since_ms is None else since_ms
-            self._state.enqueue_retry(node, since_ms, first=keeps_place)
+            self._state.queue.put_again(node, since_ms, first=keeps_place)
             await self._wait_for_turn(node)
         if step.needs_permit and not self._may_start(node):
             await self._acquire(node, step)
@@ -409,7 +409,7 @@ class Permits(Policy):
         if (
             pool is not None
             and pool._retry_budget is not None
-            and self._state.has_succeeded(node)
+            and self._state.step_runs.has_succeeded(node)
             and self._state.step_runs.error(node) is None  # else its fallback has
         ):
             pool._earn_retry()

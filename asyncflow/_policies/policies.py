@@ -140,7 +140,7 @@ def policies_of(
 
         add(Conditions(parts))
     permits: Permits | None = None
-    if scope.state.is_limited:
+    if scope.state.queue.is_limited:
         from asyncflow._policies.permits import Permits
 
         permits = Permits(parts)

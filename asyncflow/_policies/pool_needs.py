@@ -46,7 +46,7 @@ class PoolNeeds(Policy):
             self._run.fail(node, as_failure(error, step.name, 0))
         except BaseException as error:
             strip_internal_frames(error)
-            latest, now_ms = self._scope.state.latest_attempt(node), self._scope.run_context.now_ms
+            latest, now_ms = runs.latest_attempt(node), self._scope.run_context.now_ms
             attempt = 0 if latest is None else latest.attempt
             end = StepFailed(step.name, attempt, now_ms(), error, runs.item_of(node))
             self._dispatcher.emit(end)

@@ -57,6 +57,7 @@ class RemoteAttempts(Policy):
         self._run_context = scope.run_context
         self._context = scope.context
         self._state = scope.state
+        self._runs = scope.state.step_runs
         self._notes = scope.run_context.notes
         self._watchdog = parts.stop_control.watchdog
         self._to_keep = outputs_to_keep(scope.plan, scope.start.bindings)
@@ -79,7 +80,7 @@ class RemoteAttempts(Policy):
 
     def _submit(self, node: int, arguments: Mapping[str, Any]) -> RemoteAttempt:
         """Submit the running attempt of a node, whose start was reported."""
-        running = self._state.running_attempt(node)
+        running = self._runs.running_attempt(node)
         assert running is not None
         step, number = running.step, running.attempt
         started = step, number, running.at_ms, running.queued_ms, running.item
@@ -101,7 +102,7 @@ class RemoteAttempts(Policy):
         attempt: RemoteAttempt,
         arguments: Mapping[str, Any],
     ) -> EngineCall:
-        step = self._state.step_runs.steps[node]
+        step = self._runs.steps[node]
         now_ms, ends_s = self._run_context.now_ms(), self._run_context.ends_s(step)
         limit = self._state.deadlines.of(node, now_ms)
         beat = partial(attempt.while_it_lasts(self._on_beat), started)
@@ -124,7 +125,7 @@ class RemoteAttempts(Policy):
 
     def _on_began(self, node: int, worker: str) -> None:
         """Report that a worker begins with the running attempt of a node."""
-        running = self._state.running_attempt(node)
+        running = self._runs.running_attempt(node)
         assert running is not None
         name, attempt, engine = running.step, running.attempt, running.engine
         self._dispatcher.emit(
@@ -133,7 +134,7 @@ class RemoteAttempts(Policy):
 
     def _on_located(self, node: int, worker: str) -> None:
         """Report which process has run the running attempt of a node."""
-        running = self._state.running_attempt(node)
+        running = self._runs.running_attempt(node)
         assert running is not None
         name, attempt, engine = running.step, running.attempt, running.engine
         self._dispatcher.emit(
@@ -152,11 +153,11 @@ class RemoteAttempts(Policy):
 
     def _on_unconfirmed(self, node: int, reason: str) -> None:
         """Warn that an engine can't tell whether a body has ended."""
-        running = self._state.running_attempt(node)
+        running = self._runs.running_attempt(node)
         assert running is not None
         _log.warning(
             "step %r, attempt %d: engine %r can't confirm that it has ended: %s",
-            *(self._state.step_runs.name_of(node), running.attempt, running.engine, reason),
+            *(self._runs.name_of(node), running.attempt, running.engine, reason),
         )
 
 

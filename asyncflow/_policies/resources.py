@@ -84,7 +84,7 @@ class Resources(Policy):
         taken = {
             source
             for index in self._scope.plan.order
-            if not self._state.has_ended(index)
+            if not self._state.step_runs.has_ended(index)
             for source in self._scope.start.bindings.sources(index)
         }
         return {name: each for name, each in self._resources.items() if name in taken}

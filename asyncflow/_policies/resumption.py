@@ -75,9 +75,11 @@ class EarlierResults(Policy):
 
     async def _report_stored(self) -> None:
         """Report the results of earlier segments."""
-        state, now_ms = self._scope.state, self._scope.run_context.now_ms
-        for count, index in enumerate(self._scope.plan.order):
-            stored = state.stored_end(index, now_ms())
+        plan, snapshot = self._scope.plan, self._scope.start.snapshot
+        now_ms = self._scope.run_context.now_ms
+        assert snapshot is not None
+        for count, index in enumerate(plan.order):
+            stored = snapshot.stored_end(plan.steps[index], now_ms())
             if stored is not None:
                 self._dispatcher.emit(stored)
             # The first turn is for the journal, which may have been asked to cancel the run.

@@ -49,7 +49,7 @@ class RunDeadline(Policy):
         assert deadline_ms is not None
         if self._resources is not None and self._resources.time_out(deadline_ms):
             return
-        if state.stop_reason is None and state.ordinary_unsettled:
+        if state.stop_reason is None and state.readiness.ordinary_unsettled:
             self._dispatcher.emit(RunTimedOut(now_ms(), deadline_ms, self._run.explain()))
             self._run.stop_soon()
 

@@ -139,7 +139,7 @@ class RunLink:
     def has_ended_step(self, name: str) -> bool:
         """Whether a step has ended."""
         if self.state is not None:
-            return self.state.status_of(name) is not None
+            return self.state.step_runs.find_unended(name) is None
         return self.report is not None and self.report[name].status is not StepStatus.PENDING
 
     def begin(
@@ -346,7 +346,8 @@ class ResultReader:
         if self._step is None:
             return False
         if self._state is not None:
-            status = self._state.status_of(self._step)
+            node = self._state.step_runs.find(self._step)
+            status = None if node is None else self._state.step_runs.status(node)
         else:
             report = link.report
             status = None if report is None else report[self._step].status
@@ -355,7 +356,8 @@ class ResultReader:
     def _result_of(self, link: RunLink, step: str, item: int | None = None) -> StepResult | None:
         state = self._state = self._state or link.state
         if state is not None:
-            return state.result_of(step, item)
+            node = state.step_runs.find(step, item)
+            return None if node is None else state.result(node)
         report = link.report
         if report is None:  # the run has not begun, or was ended by an error without one
             return None

@@ -29,6 +29,7 @@ from asyncflow._core.results import Payload, SignalAnswer, StepStatus
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.signal import LONGEST_DESCRIPTION, Always, take
 from asyncflow._core.step import Fallback, WorkflowStep
+from asyncflow._core.step_runs import Phase
 from asyncflow._core.text import cut, describe_error, did_you_mean, safe_text
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._core.value_size import safe_repr
@@ -145,7 +146,7 @@ class Waits(Policy):
         # Unless something may have come that was not polled yet.
         if self._takes_soon or self._is_reading or not self._only_waits():
             return False
-        self._state.skip_lost()  # so that people see which answers still matter
+        self._state.readiness.skip_lost()  # so that people see which answers still matter
         if self._state.queue.is_dirty:
             self._run.let_start()  # nothing is held while the run is idle
             return False
@@ -178,10 +179,23 @@ class Waits(Policy):
 
         Return False if the run does not only wait, as it has done in an earlier segment.
         """
-        if not (self._may_leave and self._state.begins_with_waits()):
+        if not (self._may_leave and self._begins_with_waits()):
             return False
         self.is_held, self._on_news = True, on_news
         return True
+
+    def _begins_with_waits(self) -> bool:
+        """Whether nothing may start but signals that earlier segments have waited for."""
+        state, plan, snapshot = self._state, self._scope.plan, self._scope.start.snapshot
+        if snapshot is None or state.readiness.unreachable:
+            return False
+        begun, queued = snapshot.steps_begun(), (Phase.READY, Phase.QUEUED)
+        nodes = [node for node, phase in enumerate(state.step_runs.phases) if phase in queued]
+        return (
+            bool(nodes)
+            and all(node in plan.signals for node in nodes)
+            and all(self._steps[at].name in begun for at in [*nodes, *state.readiness.unasked])
+        )
 
     def release(self) -> None:
         """Take what has come, if nothing could be taken."""
@@ -325,12 +339,12 @@ class Waits(Policy):
         plan, persistence, run_id = self._scope.plan, self._persistence, self._scope.run_id
         node = plan.index.get(name)
         step = None if node is None else self._steps[node]
-        if step is None or (signal := step.signal) is None:
+        if node is None or step is None or (signal := step.signal) is None:
             names = [self._steps[at].name for at in sorted(plan.signals)]
             hint = did_you_mean(name, names)
             raise ValueError(f"run {run_id!r} waits for no signal {name!r}{hint}")
         given, value = value, take(signal, name, value)
-        end = self._state.result_of(name)
+        end = self._state.result(node)
         if end is not None and end.status is StepStatus.SUCCESS:
             # It need not have been sent: it is the default, or a rerun has reused it.
             self._kept.setdefault(name, _SentHere(end.output))

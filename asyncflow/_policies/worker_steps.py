@@ -46,7 +46,8 @@ class WorkerSteps(Policy):
 
     async def _thread_ended(self, node: int, step: WorkflowStep) -> Passage:
         """Wait for an abandoned thread, but not past a deadline."""
-        thread, latest, left_s = self._threads[node], self._state.latest_attempt(node), None
+        thread, runs, left_s = self._threads[node], self._state.step_runs, None
+        latest = runs.latest_attempt(node)
         assert latest is not None
         if step.deadline_ms is not None:
             ends_ms = self._state.deadlines.step_ends_ms(node)
@@ -54,12 +55,12 @@ class WorkerSteps(Policy):
         await asyncio.wait([thread], timeout=left_s)
         if thread.done() or step.deadline_ms is None:
             return None
-        name = self._state.step_runs.name_of(node)
+        name = runs.name_of(node)
         return StepTimeoutError(name, latest.attempt, step.deadline_ms, "step")
 
     def abandon(self, node: int, thread: ThreadEnd) -> None:
         """Report that the running attempt of a node ends before its thread does."""
-        running = self._state.running_attempt(node)
+        running = self._state.step_runs.running_attempt(node)
         assert running is not None
         self._threads[node] = thread
         if self._permits is not None:

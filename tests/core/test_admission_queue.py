@@ -6,6 +6,7 @@ import pytest
 
 from asyncflow import Pool, WorkflowStep
 from asyncflow._core.scheduler import AdmissionQueue
+from asyncflow._core.step_runs import Phase
 
 
 def plain() -> None: ...
@@ -22,16 +23,13 @@ class Harness:
         self.steps = [
             WorkflowStep(f"s{n}", nothing, pool=by_name.get(name)) for n, name in enumerate(pools)
         ]
-        self.queue = AdmissionQueue(limit, self.steps, range(len(pools)))
+        self.phases = [Phase.READY] * len(pools)
+        self.queue = AdmissionQueue(limit, self.steps, self.phases, range(len(pools)))
         for node in range(len(pools)):
             self.queue.put([node], float(node))
 
     def take(self) -> list[int]:
-        taken = []
-        for node in self.queue.take():
-            self.queue.enter(node)
-            taken.append(node)
-        return taken
+        return self.queue.take_ready()
 
     def leave(self, *nodes: int) -> list[int]:
         for node in nodes:
@@ -48,8 +46,9 @@ class TestPools:
     def test_a_node_held_up_by_a_pool_is_admitted_before_later_ones(self) -> None:
         harness = Harness(2, "aaa--a", {"a": 1})
         assert harness.take() == [0, 3]
-        harness.queue.put([6], 6.0)
         harness.steps.append(harness.steps[0])
+        harness.phases.append(Phase.READY)
+        harness.queue.put([6], 6.0)
 
         assert harness.leave(0, 3) == [1, 4]
         assert harness.leave(1, 4) == [2]
@@ -60,7 +59,8 @@ class TestPools:
         harness = Harness(2, "aa--", {"a": 1})
         assert harness.take() == [0, 2]
         harness.queue.leave(0)
-        harness.queue.enter(3)  # a stored run is being replayed
+        harness.phases[3] = Phase.SCHEDULED  # a stored run is being replayed
+        harness.queue.moved(3, Phase.READY, Phase.SCHEDULED)
 
         assert harness.take() == []
         assert harness.leave(2) == [1]
@@ -75,7 +75,7 @@ class TestDirty:
     ) -> None:
         harness = Harness(limit, pools, {"a": 1})
         assert harness.take() == [0]
-        harness.queue.is_dirty = False  # as `RunState.take_ready` does
+        assert not harness.queue.is_dirty
 
         harness.queue.leave(0)
 
@@ -97,7 +97,9 @@ class TestDirty:
     def test_the_queue_is_limited_if_a_step_may_have_to_wait(
         self, limit: int | None, steps: list[WorkflowStep], special: tuple[int, ...], expected: bool
     ) -> None:
-        assert AdmissionQueue(limit, steps, special).is_limited is expected
+        phases = [Phase.READY] * len(steps)
+
+        assert AdmissionQueue(limit, steps, phases, special).is_limited is expected
 
 
 class TestTime:

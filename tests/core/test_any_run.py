@@ -174,7 +174,7 @@ class Simulation:
 
     def run(self) -> RunReport:
         self.emit(RunStarted("r1", 1_000.0, self.plan.depends_on))
-        while self.state.unsettled:
+        while self.state.readiness.unsettled:
             self.stop_if_due()
             self.scenario.chance.choice(self.possible())()
             self.check()
@@ -204,8 +204,8 @@ class Simulation:
         if self.state.queue.is_dirty:
             actions.append(self.take_ready)
         else:
-            assert self.state.take_ready() == []
-            assert self.state.take_unreachable() == []
+            assert self.state.queue.take_ready() == []
+            assert self.state.readiness.take_unreachable() == []
             self.check_that_no_queued_node_fits()
         for nodes, action in (
             (self.scheduled, self.start),
@@ -225,7 +225,7 @@ class Simulation:
         return nodes.pop(self.scenario.chance.randrange(len(nodes)))
 
     def take_ready(self) -> None:
-        batch = self.state.take_ready()
+        batch = self.state.queue.take_ready()
         assert len(set(batch)) == len(batch)
         for node in batch:
             assert node not in self.status
@@ -237,7 +237,7 @@ class Simulation:
                 assert node not in self.ever_scheduled
                 self.ever_scheduled.add(node)
                 self.scheduled.append(node)
-        self.unreachable += self.state.take_unreachable()
+        self.unreachable += self.state.readiness.take_unreachable()
         self.check()
 
     def start(self) -> None:
@@ -307,9 +307,9 @@ class Simulation:
         node = self.pick(self.waiting)
         if self.is_stopping(node):
             self.cancel(node)
-        elif self.state.is_limited:
+        elif self.state.queue.is_limited:
             self.queued.append(node)
-            self.state.enqueue_retry(node, self.now)
+            self.state.queue.put_again(node, self.now)
         else:
             self.begin_attempt(node)
 
@@ -374,7 +374,7 @@ class Simulation:
         return [
             step
             for step, left in self.mapping.items()
-            if left and not any(map(self.state.is_queued, self.items[step]))
+            if left and not any(map(self.state.queue.is_queued, self.items[step]))
         ]
 
     def expand_item(self) -> None:
@@ -387,7 +387,7 @@ class Simulation:
         self.items[step].append(node)
         if self.is_stopping(step):
             self.dropped_items.add(node)
-            assert not self.state.is_queued(node)
+            assert not self.state.queue.is_queued(node)
 
     def endable_maps(self) -> list[int]:
         """Return the mapped steps that may end."""
@@ -424,7 +424,7 @@ class Simulation:
             deadline_ms is not None
             and self.now >= deadline_ms
             and self.state.stop_reason is None
-            and self.state.ordinary_unsettled
+            and self.state.readiness.ordinary_unsettled
         ):
             self.timed_out = True
             self.note_stop(True)
@@ -434,7 +434,7 @@ class Simulation:
         if stops and self.unscheduled_at_stop is None:
             steps = set(range(len(self.plan.steps)))
             self.unscheduled_at_stop = steps - self.ever_scheduled - self.status.keys()
-            queued = {step for step in steps if self.state.is_queued(step)}
+            queued = {step for step in steps if self.state.queue.is_queued(step)}
             self.ready_at_stop = self.ever_scheduled | queued
 
     # Checks.
@@ -463,7 +463,7 @@ class Simulation:
 
     def node_of(self, event: AttemptStarted | StepSucceeded) -> int:
         step = self.plan.index[event.step]
-        return step if event.item is None else self.state.step_runs.node_of_item(step, event)
+        return step if event.item is None else self.state.step_runs.find_or_add_item(step, event)
 
     def room(self, node: int) -> int:
         """Return how many more nodes like this one the limits admit."""
@@ -478,7 +478,7 @@ class Simulation:
 
     def check_that_no_queued_node_fits(self) -> None:
         for node in range(len(self.state.step_runs.steps)):
-            if self.state.is_queued(node) or node in self.queued:
+            if self.state.queue.is_queued(node) or node in self.queued:
                 assert self.room(node) == 0
 
     def check(self) -> None:
@@ -487,17 +487,19 @@ class Simulation:
             assert self.room(node) >= 0
         steps = range(len(self.plan.steps))
         unsettled = [step for step in steps if step not in self.status]
-        assert self.state.unsettled == len(unsettled)
+        assert self.state.readiness.unsettled == len(unsettled)
         ordinary = [step for step in unsettled if step not in self.plan.cleanups]
-        assert self.state.ordinary_unsettled == len(ordinary)
+        assert self.state.readiness.ordinary_unsettled == len(ordinary)
         for node in range(len(self.state.step_runs.steps)):
             result = self.state.result(node)
             assert (None if result is None else result.status) == self.status.get(node)
-            latest = self.state.latest_attempt(node)
+            latest = self.state.step_runs.latest_attempt(node)
             assert (0 if latest is None else latest.attempt) == self.attempts.get(node, 0)
-            assert (self.state.running_attempt(node) is not None) == (node in self.running)
+            assert (self.state.step_runs.running_attempt(node) is not None) == (
+                node in self.running
+            )
         nodes = range(len(self.state.step_runs.steps))
-        scheduled = list(filter(self.state.is_scheduled, nodes))
+        scheduled = list(filter(self.state.step_runs.is_scheduled, nodes))
         assert scheduled == [node for node in nodes if node in self.scheduled]
 
 
@@ -631,7 +633,7 @@ class TestAnyRun:
         assert facts(again.report()) == facts(report)
         assert again.status == simulation.state.status
         assert again.stop_reason == simulation.state.stop_reason
-        assert (again.take_ready(), again.take_unreachable()) == ([], [])
+        assert (again.queue.take_ready(), again.readiness.take_unreachable()) == ([], [])
 
     @given(scenarios())
     def test_results_made_of_the_log_are_those_of_the_replay(self, scenario: Scenario) -> None:
@@ -676,7 +678,7 @@ class TestAnyRun:
                 has_started.add(event.step)
 
         state = replayed(scenario, events)
-        batch = state.take_ready()
+        batch = state.queue.take_ready()
 
         assert has_started.isdisjoint(map(simulation.name, batch))
         if scenario.max_concurrency is not None and batch:
@@ -684,5 +686,5 @@ class TestAnyRun:
         if state.stop_reason is not None:
             assert all(state.is_exempt_from_stop(node) for node in batch)
         assert has_started.isdisjoint(
-            simulation.name(skipped.step) for skipped in state.take_unreachable()
+            simulation.name(skipped.step) for skipped in state.readiness.take_unreachable()
         )

@@ -27,7 +27,7 @@ async def nothing() -> None: ...
 def state_of(step: WorkflowStep, deadline_ms: float | None = None, **options: Any) -> RunState:
     state = RunState(plan([step]), deadline_ms=deadline_ms, **options)
     state.apply(RunStarted("r1", 1_000.0, state._plan.depends_on))
-    state.take_ready()
+    state.queue.take_ready()
     return state
 
 
@@ -155,9 +155,9 @@ class TestDeadline:
         state.apply(AttemptFailed("x", 1, 110.0, BOOM, 5.0))
 
         assert state.deadlines.of(0, 114.0) == Limit("step", 50, 150.0)
-        state.enqueue_retry(0, 115.0)
+        state.queue.put_again(0, 115.0)
         assert state.deadlines.of(0, 125.0) == Limit("step", 50, 160.0)
-        state.take_ready()
+        state.queue.take_ready()
         assert state.deadlines.of(0, 135.0) == Limit("step", 50, 170.0)
         state.apply(AttemptStarted("x", 2, 135.0, state.queue.queued_ms(0, 135.0)))
         assert state.deadlines.of(0, 135.0) == Limit("step", 50, 170.0)

@@ -46,12 +46,12 @@ class Run:
             self.state.apply(event)
 
     def take_ready(self) -> list[str]:
-        return [self.plan.steps[node].name for node in self.state.take_ready()]
+        return [self.plan.steps[node].name for node in self.state.queue.take_ready()]
 
     def take_unreachable(self) -> dict[str, tuple[str, bool]]:
         return {
             self.plan.steps[skipped.step].name: (skipped.reason, skipped.by_condition)
-            for skipped in self.state.take_unreachable()
+            for skipped in self.state.readiness.take_unreachable()
         }
 
     def start(self, *names: str) -> None:
@@ -195,7 +195,11 @@ class TestStop:
             *(StepSkipped(name, 70.0, "why") for name in ("c", "parked", "later")),
             StepCancelled("b", 1, 70.0, "why", None),
         )
-        assert (run.take_ready(), run.take_unreachable(), run.state.unsettled) == ([], {}, 0)
+        assert (run.take_ready(), run.take_unreachable(), run.state.readiness.unsettled) == (
+            [],
+            {},
+            0,
+        )
 
     def test_running_clean_up_steps_are_not_stopped_by_a_second_reason(
         self, schedule: Schedule
@@ -266,7 +270,7 @@ def test_what_a_failure_has_lost_can_be_skipped_while_another_step_waits(
         assert sorted(each.take_ready()) == ["a", "signal"]
         each.apply(StepWaiting("signal", 0.0, 1_000.0), *failure_of("a"))
 
-    run.state.skip_lost()
+    run.state.readiness.skip_lost()
     skipped = run.skip_unreachable()
 
     # An observer that folds the events learns the same.
@@ -292,7 +296,7 @@ def test_nothing_is_skipped_early_because_a_condition_has_skipped_something() ->
     run.take_ready()
     run.apply(StepWaiting("signal", 0.0, 1_000.0), StepSkipped("a", 2.0, "why", by_condition=True))
 
-    run.state.skip_lost()
+    run.state.readiness.skip_lost()
     assert run.take_unreachable() == {}
     run.apply(StepFailed("signal", 0, 3.0, BOOM))
 

@@ -121,13 +121,13 @@ def state_in(phase: Phase, schedule: Schedule, limit: int | None = 1) -> RunStat
     state = started(planned, **options)
     if phase == "pending":
         return state
-    assert state.take_ready() == [0]
+    assert state.queue.take_ready() == [0]
     state.apply(AttemptStarted("a", 1, 1.0))
     state.apply(
         StepFailed("a", 1, 2.0, BOOM) if phase == "unreachable" else StepSucceeded("a", 1, 2.0, "A")
     )
     if phase not in ("ready", "unreachable", "dropped"):
-        assert state.take_ready() == [1]
+        assert state.queue.take_ready() == [1]
     events: list[Event] = [INTERRUPTED] if phase == "dropped" else []
     if phase in ("attempting", "waiting", "queued", "rescheduled", "settled", "after the run"):
         events.append(AttemptStarted("x", 1, 3.0))
@@ -144,9 +144,9 @@ def state_in(phase: Phase, schedule: Schedule, limit: int | None = 1) -> RunStat
     for event in events:
         state.apply(event)
     if phase in ("queued", "rescheduled"):
-        state.enqueue_retry(1, 5.0)
+        state.queue.put_again(1, 5.0)
     if phase == "rescheduled":
-        assert state.take_ready() == [1]
+        assert state.queue.take_ready() == [1]
     return state
 
 
@@ -154,7 +154,7 @@ def snapshot(state: RunState) -> dict[str, Any]:
     """Return all attributes of a state, in containers that do not change with it."""
     parts = {
         "": state,
-        "readiness": state._readiness,
+        "readiness": state.readiness,
         "queue": state.queue,
         "history": state.history,
         "step_runs": state.step_runs,
@@ -326,15 +326,15 @@ class TestTable:
         state = state_in("mapping", schedule)
         item = state.add_item(1, 3.0)
         if phase != "ready":
-            assert state.take_ready() == [item]
+            assert state.queue.take_ready() == [item]
         if phase in HAS_ATTEMPTED:
             state.apply(AttemptStarted("x", 1, 3.0, item=0))
         if phase in ("waiting", "queued", "rescheduled"):
             state.apply(AttemptFailed("x", 1, 4.0, BOOM, 0.0, item=0))
         if phase in ("queued", "rescheduled"):
-            state.enqueue_retry(item, 5.0)
+            state.queue.put_again(item, 5.0)
         if phase == "rescheduled":
-            assert state.take_ready() == [item]
+            assert state.queue.take_ready() == [item]
         if phase == "settled":
             state.apply(StepSucceeded("x", 1, 5.0, "X", item=0))
         event: Any = event_of(kind, attempt_due(kind, phase))
@@ -400,7 +400,11 @@ class TestTable:
     def test_an_empty_run_has_nothing_to_do(self, schedule: Schedule) -> None:
         state = started(plan_of({}), schedule=schedule)
 
-        assert (state.take_ready(), state.take_unreachable(), state.unsettled) == ([], [], 0)
+        assert (
+            state.queue.take_ready(),
+            state.readiness.take_unreachable(),
+            state.readiness.unsettled,
+        ) == ([], [], 0)
         state.apply(RunFinished(1.0, state.status))
         assert state.report().all_passed
         assert len(state.report()) == 0
@@ -452,7 +456,7 @@ class TestShortForms:
         for state in (by_events, by_short_forms):
             state.apply(FINISHED)
         assert by_short_forms.report().results == by_events.report().results
-        assert by_short_forms.output(1) == "X"
+        assert by_short_forms.step_runs.output(1) == "X"
 
     def test_an_event_of_an_attempt_that_has_not_begun_is_refused(self, schedule: Schedule) -> None:
         state = state_in("scheduled", schedule, None)
@@ -461,7 +465,7 @@ class TestShortForms:
         with pytest.raises(IllegalEventError, match="the latest attempt"):
             state.apply(StepSucceeded("x", 2, 6.0, "X"))
 
-        assert state.is_attempting(1)
+        assert state.step_runs.is_attempting(1)
 
     def test_loop_blocks_before_and_after_the_end_are_part_of_the_result(
         self, schedule: Schedule
@@ -509,7 +513,11 @@ class TestResumed:
         for name in "ab":
             state.apply(StepReused(name, 5.0))
 
-        assert (state.take_ready(), state.take_unreachable(), state.unsettled) == ([], [], 0)
+        assert (
+            state.queue.take_ready(),
+            state.readiness.take_unreachable(),
+            state.readiness.unsettled,
+        ) == ([], [], 0)
 
     @pytest.mark.parametrize("is_scheduled", [True, False])
     def test_a_step_with_a_pending_attempt_is_cancelled_by_a_stop(
@@ -519,7 +527,7 @@ class TestResumed:
         begun = AttemptStarted("a", 1, 1.0)
         state = resumed(planned, begun, unfinished=["a"], schedule=schedule, max_concurrency=1)
         if is_scheduled:
-            assert state.take_ready() == [0]
+            assert state.queue.take_ready() == [0]
         state.apply(INTERRUPTED)
 
         state.apply(StepCancelled("a", 1, 50.0, "why", None))
@@ -669,20 +677,19 @@ class TestReadiness:
         planned = plan_of({"a": [], "b": [], "c": [], "d": ["b"]})
         state = started(planned, schedule=schedule, fail_fast=True, max_concurrency=2)
 
-        assert names(planned, state.take_ready()) == ["a", "b"]
+        assert names(planned, state.queue.take_ready()) == ["a", "b"]
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepFailed("a", 1, 2.0, BOOM))
 
         reason = "step 'a' failed and fail_fast is on"
         assert state.stop_reason == reason
         assert state.queue.is_dirty
-        assert state.take_ready() == []
-        assert state.queue.is_dirty
-        assert state.take_unreachable() == [(2, reason, False), (3, reason, False)]
-        assert state.take_unreachable() == []
-        state.take_ready()
+        assert state.queue.take_ready() == []
+        assert state.readiness.take_unreachable() == [(2, reason, False), (3, reason, False)]
+        assert state.readiness.take_unreachable() == []
+        state.queue.take_ready()
         assert not state.queue.is_dirty
-        assert state.unsettled == 3
+        assert state.readiness.unsettled == 3
 
     @each_schedule
     def test_the_first_stop_reason_stays_until_the_run_is_interrupted_again(
@@ -690,7 +697,7 @@ class TestReadiness:
     ) -> None:
         state = started(plan_of({"a": [], "b": []}), schedule=schedule, max_concurrency=1)
 
-        state.take_ready()
+        state.queue.take_ready()
         state.apply(INTERRUPTED)
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepFailed("a", 1, 2.0, BOOM))
@@ -699,7 +706,7 @@ class TestReadiness:
 
         assert state.stop_reason == "again"
         # What the first one has kept from starting keeps its reason.
-        assert state.take_unreachable() == [(1, INTERRUPTED.reason, False)]
+        assert state.readiness.take_unreachable() == [(1, INTERRUPTED.reason, False)]
 
     @each_schedule
     @pytest.mark.parametrize("phase", ["queued", "rescheduled"])
@@ -708,17 +715,17 @@ class TestReadiness:
     ) -> None:
         planned = plan_of({"a": [], "b": []}, max_retries=2)
         state = started(planned, schedule=schedule, max_concurrency=1)
-        state.take_ready()
+        state.queue.take_ready()
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(AttemptFailed("a", 1, 2.0, BOOM, 0.0))
         state.apply(StepSkipped("b", 2.0, "why", by_condition=True))
-        state.enqueue_retry(0, 3.0)
+        state.queue.put_again(0, 3.0)
         if phase == "rescheduled":
-            assert state.take_ready() == [0]
+            assert state.queue.take_ready() == [0]
 
         state.apply(StepCancelled("a", 1, 4.0, "why", BOOM))
 
-        assert state.take_ready() == []
+        assert state.queue.take_ready() == []
         assert state.queue._room == 1
 
     @each_schedule
@@ -726,26 +733,26 @@ class TestReadiness:
         planned = plan_of({"a": [], "b": [], "c": []})
         state = started(planned, schedule=schedule, max_concurrency=1)
 
-        assert names(planned, state.take_ready()) == ["a"]
+        assert names(planned, state.queue.take_ready()) == ["a"]
         state.apply(StepSkipped("a", 1.0, "why"))
 
-        assert names(planned, state.take_ready()) == ["b"]
-        assert state.take_ready() == []
+        assert names(planned, state.queue.take_ready()) == ["b"]
+        assert state.queue.take_ready() == []
 
     @each_schedule
     def test_an_unreachable_step_frees_no_slot(self, schedule: Schedule) -> None:
         planned = plan_of({"a": [], "x": ["a"], "b": [], "c": ["b"], "d": ["b"]})
         state = started(planned, schedule=schedule, max_concurrency=1, fail_fast=False)
         for name, end in (("a", StepFailed), ("b", StepSucceeded)):
-            state.take_ready()
+            state.queue.take_ready()
             state.apply(AttemptStarted(name, 1, 1.0))
             state.apply(end(name, 1, 2.0, BOOM))
 
-        assert len(state.take_ready()) == 1
-        ((step, reason, _),) = state.take_unreachable()
+        assert len(state.queue.take_ready()) == 1
+        ((step, reason, _),) = state.readiness.take_unreachable()
         state.apply(StepSkipped(planned.steps[step].name, 3.0, reason))
 
-        assert state.take_ready() == []
+        assert state.queue.take_ready() == []
 
     @each_schedule
     def test_a_replayed_step_may_start_after_the_stop_if_it_was_ready_before(
@@ -764,11 +771,11 @@ class TestReadiness:
             state.apply(event)
 
         assert refused(state, AttemptStarted("d", 1, 4.0)) == "the step has ended"
-        assert state.take_ready() == []
-        assert state.take_unreachable() == [(planned.index["c"], reason, False)]
+        assert state.queue.take_ready() == []
+        assert state.readiness.take_unreachable() == [(planned.index["c"], reason, False)]
         state.apply(StepCancelled("b", 1, 4.0, reason, None))
         state.apply(StepSkipped("c", 4.0, reason))
-        assert state.unsettled == 0
+        assert state.readiness.unsettled == 0
 
     @each_schedule
     def test_a_replayed_step_cannot_start_after_the_stop_if_it_was_not_ready_before(
@@ -807,11 +814,11 @@ class TestReadiness:
             *(StepFailed("a", 1, 2.0, BOOM), StepCancelled("b", 1, 5.0, "why", None)),
         ):
             state.apply(event)
-        assert state.take_ready() == []
+        assert state.queue.take_ready() == []
 
         state.apply(StepSkipped("c", 6.0, "why"))
 
-        assert state.take_ready() == [3]
+        assert state.queue.take_ready() == [3]
         assert state.queue.queued_ms(3, 8.0) == 2.0
 
 
@@ -831,8 +838,8 @@ def fold(plan: Plan, schedule: Schedule, *, fail: bool, fail_fast: bool, limit: 
     state = RunState(plan, schedule=schedule, fail_fast=fail_fast, max_concurrency=limit)
     state.apply(STARTED)
     events = 1
-    while state.unsettled:
-        for step in state.take_ready():
+    while state.readiness.unsettled:
+        for step in state.queue.take_ready():
             name = plan.steps[step].name
             state.apply(AttemptStarted(name, 1, 1.0))
             if fail:
@@ -840,7 +847,7 @@ def fold(plan: Plan, schedule: Schedule, *, fail: bool, fail_fast: bool, limit: 
             else:
                 state.apply(StepSucceeded(name, 1, 2.0, None))
             events += 2
-        for step, reason, _ in state.take_unreachable():
+        for step, reason, _ in state.readiness.take_unreachable():
             state.apply(StepSkipped(plan.steps[step].name, 3.0, reason))
             events += 1
     return events

@@ -49,10 +49,10 @@ def mapped(*, run_if: Any = "success", pool: Pool | None = None, **options: Any)
         **options,
     )
     state.apply(RunStarted("r1", 1_000.0, state._plan.depends_on))
-    assert state.take_ready() == [0]
+    assert state.queue.take_ready() == [0]
     state.apply(AttemptStarted("a", 1, 1.0))
     state.apply(StepSucceeded("a", 1, 2.0, "abc"))
-    assert state.take_ready() == [1]
+    assert state.queue.take_ready() == [1]
     state.apply(MapStarted("m", 3.0))
     return state
 
@@ -73,7 +73,7 @@ class TestItems:
 
         assert (one, two) == (2, 3)
         assert state.queue.is_dirty
-        assert state.take_ready() == [2, 3]
+        assert state.queue.take_ready() == [2, 3]
         assert [state.step_runs.item_of(node) for node in range(4)] == [None, None, 0, 1]
         assert [state.step_runs.is_item(node) for node in range(4)] == [False, False, True, True]
         assert [state.step_runs.name_of(node) for node in range(4)] == ["a", "m", "m[0]", "m[1]"]
@@ -84,7 +84,7 @@ class TestItems:
         state = mapped(max_concurrency=5)
         for _ in range(2):
             state.add_item(1, 4.0)
-        state.take_ready()
+        state.queue.take_ready()
         for event in (
             AttemptStarted("m", 1, 5.0, 1.0, item=1),
             StepSucceeded("m", 1, 7.0, "B", item=1),
@@ -120,7 +120,7 @@ class TestItems:
         assert (result.started_ms, result.duration_ms, result.history) == (3.0, 7.0, ())
         assert (result.queued_ms, result.loop_blocked_ms, result.abandoned) == (7.0, 150.0, True)
         assert result.depends_on == ("a",)
-        assert state.unsettled == 0
+        assert state.readiness.unsettled == 0
         state.apply(RunFinished(11.0, RunStatus.PASSED))
         assert list(state.report()) == ["a", "m"]
 
@@ -160,7 +160,7 @@ class TestRefusal:
         state = mapped()
         state.add_item(1, 4.0)
         if is_scheduled:
-            state.take_ready()
+            state.queue.take_ready()
 
         refused(state, StepFailed("m", 1, 5.0, BOOM, item=0))
         assert state.step_runs.ends_of_items(1) is None
@@ -193,7 +193,7 @@ class TestReplay:
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
 
         assert state.step_runs.items(1) == [3, 2]
-        assert state.take_ready() == []
+        assert state.queue.take_ready() == []
         state.apply(StepSucceeded("m", 1, 6.0, "B", item=1))
         assert state.step_runs.ends_of_items(1) is None
         state.apply(StepSucceeded("m", 1, 7.0, "A", item=0))
@@ -207,7 +207,7 @@ class TestReplay:
 
         state.apply(AttemptStarted("m", 1, 51.0, item=0))
 
-        assert state.running_attempt(2) is not None
+        assert state.step_runs.running_attempt(2) is not None
 
 
 class TestStop:
@@ -225,35 +225,35 @@ class TestStop:
     ) -> None:
         state = mapped(run_if=run_if, max_concurrency=1)
         running, waiting = state.add_item(1, 4.0), state.add_item(1, 4.0)
-        assert state.take_ready() == [running]
+        assert state.queue.take_ready() == [running]
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
 
         state.apply(stop)
 
         assert state.is_exempt_from_stop(running) is is_exempt_from_stop
-        assert state.is_queued(waiting) is is_exempt_from_stop
+        assert state.queue.is_queued(waiting) is is_exempt_from_stop
         state.apply(StepSucceeded("m", 1, 61.0, "A", item=0))
-        assert state.take_ready() == ([waiting] if is_exempt_from_stop else [])
+        assert state.queue.take_ready() == ([waiting] if is_exempt_from_stop else [])
         assert (state.step_runs.ends_of_items(1) is None) is is_exempt_from_stop
 
     def test_a_queued_item_that_is_dropped_frees_no_slot(self) -> None:
         state = mapped(run_if="always", max_concurrency=1)
         one, two, three = (state.add_item(1, 4.0) for _ in range(3))
-        assert state.take_ready() == [one]
+        assert state.queue.take_ready() == [one]
 
         state.drop_item(two)
 
-        assert state.take_ready() == []
+        assert state.queue.take_ready() == []
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
         state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
-        assert state.take_ready() == [three]
+        assert state.queue.take_ready() == [three]
 
 
 class TestBlocked:
     def test_a_late_loop_block_counts_for_the_item_and_its_step(self) -> None:
         state = mapped()
         state.add_item(1, 4.0)
-        state.take_ready()
+        state.queue.take_ready()
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
         state.apply(LoopBlocked("m", 1, 6.0, 110.0, "", item=0))
         state.apply(StepSucceeded("m", 1, 400.0, "A", item=0))

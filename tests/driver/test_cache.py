@@ -524,10 +524,10 @@ async def test_a_nested_run_makes_the_call_for_which_the_run_around_it_is_queued
 
 
 async def test_an_item_waits_once_for_equal_ones(monkeypatch):
-    from asyncflow._core.state import RunState
+    from asyncflow._core.scheduler import AdmissionQueue
 
-    journal, calls, parked, park = MemoryJournal(), Calls(), [], RunState.park
-    monkeypatch.setattr(RunState, "park", lambda *args: parked.append(park(*args)))
+    journal, calls, parked, park = MemoryJournal(), Calls(), [], AdmissionQueue.park
+    monkeypatch.setattr(AdmissionQueue, "park", lambda *args: parked.append(park(*args)))
 
     report = await run(calls.items(50), journal)
 

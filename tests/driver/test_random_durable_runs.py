@@ -347,7 +347,7 @@ class Execution:
         for event in self.received:
             state.apply(event)
         assert_equal(state.report(), self.report, secret=True)
-        assert (state.take_ready(), state.take_unreachable()) == ([], [])
+        assert (state.queue.take_ready(), state.readiness.take_unreachable()) == ([], [])
         assert state.status == self.received[-1].status
 
 
