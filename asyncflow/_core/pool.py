@@ -33,10 +33,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeAlias
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from asyncflow._core.arguments import check_count, check_number, suggests_arguments
-from asyncflow._core.pool_rates import NO_START, CommonPause, CountedStart, Gate
+from asyncflow._core.pool_rates import NO_START, CommonPause, CountedStart, Gates, PoolPause
 from asyncflow._core.record import record
 from asyncflow._core.text import safe_text
 
@@ -78,10 +78,6 @@ def _no_clock() -> Clock:
 
 present_clock: Callable[[], Clock] = _no_clock
 """Returns the clock of the caller. The driver sets it: the core neither knows loops nor time."""
-
-_BURST = 10.0
-"""How many retries a budget saves up."""
-
 
 _pools: WeakSet[Pool] = WeakSet()
 """All pools of this process."""
@@ -132,6 +128,47 @@ class PoolStats:
     share: int | None
     """How many of the slots this process may use now, if the pool is ``shared``: 0 while no
     attempt here needs one. ``None`` if it is not shared."""
+
+
+_BURST = 10.0
+"""How many retries a budget saves up."""
+
+
+class RetryBudget:
+    """How many retries there may be: each success earns ``per_success`` of one.
+
+    Any thread may call it.
+    """
+
+    __slots__ = ("_lock", "left", "per_success")
+
+    def __init__(self, per_success: float | None) -> None:
+        self.per_success = per_success
+        """``None`` lets any number be."""
+        self.begin_in_child()
+        self.begin_anew()
+
+    def begin_in_child(self) -> None:
+        """Forget the threads of the process that was forked."""
+        self._lock = threading.RLock()
+
+    def begin_anew(self) -> None:
+        """Forget what was earned and spent."""
+        self.left = math.inf if self.per_success is None else _BURST
+
+    def earn(self) -> None:
+        """Note that an attempt has succeeded."""
+        if self.per_success is not None:
+            with self._lock:
+                self.left = min(_BURST, self.left + self.per_success)
+
+    def spend(self) -> bool:
+        """Return whether there may be another retry, which is counted then."""
+        with self._lock:
+            if self.left < 1 - 1e-9:  # ten times 0.1 is below 1
+                return False
+            self.left = max(0.0, self.left - 1)
+        return True
 
 
 @suggests_arguments
@@ -195,11 +232,9 @@ class Pool:
     """
 
     __slots__ = (
-        *("_ages", "_budget", "_common_pause", "_era", "_gates", "_in_use", "_is_gated"),
-        *("_is_moving", "_is_rated", "_is_shared", "_keys", "_largest_size", "_limit", "_line"),
-        *("_lock", "_max_pause_ms", "_most_tokens", "_name", "_pauses", "_per_key", "_per_minute"),
-        *("_per_second", "_released", "_retry_budget", "_share", "_size", "_tokens_per_minute"),
-        *("_watchers", "__weakref__"),
+        *("_ages", "_era", "_gates", "_in_use", "_is_moving", "_is_shared", "_keys"),
+        *("_largest_size", "_limit", "_line", "_lock", "_max_pause_ms", "_name", "_pauses"),
+        *("_per_key", "_released", "_retries", "_share", "_size", "_watchers", "__weakref__"),
     )
 
     def __init__(
@@ -233,14 +268,9 @@ class Pool:
             raise TypeError(f"a pool's name must be a str or None, not {type(name).__name__}")
         _check_shared(shared, name, per_key)
         self._size = self._largest_size = size
-        self._per_second: float | None = per_second
-        self._per_minute: float | None = per_minute
-        self._tokens_per_minute: float | None = tokens_per_minute
-        self._most_tokens: float | None = tokens_per_minute
-        """The largest ``tokens_per_minute`` that it has had, if it has had any."""
         self._pauses = pauses
         self._max_pause_ms = max_pause_ms
-        self._retry_budget: float | None = retry_budget
+        self._retries = RetryBudget(retry_budget)
         self._per_key: int | None = per_key
         self._name: str | None = name
         self._is_shared = shared
@@ -248,7 +278,6 @@ class Pool:
         """How many slots attempts may take now: the size, or less while processes share it."""
         self._share: PoolShare | None = None
         """What this process has of it, while runs use it as a shared one."""
-        self._budget = _BURST
         self._era = 0
         """How often it has begun anew: slots of an earlier era are not in ``_in_use``."""
         self._in_use = 0
@@ -256,14 +285,9 @@ class Pool:
         self._keys: KeyedLine | None = None
         """The line instead of that, since an attempt with a key has joined it."""
         self._ages = count()
-        self._gates: WeakKeyDictionary[Any, Gate] = WeakKeyDictionary()
-        self._is_rated = bool(self._interval_s or self._token_s)
-        self._is_gated = self._is_rated
-        """Whether an attempt may have to wait although there are slots."""
+        self._gates = Gates(per_second, per_minute, tokens_per_minute)
         self._released: deque[tuple[PoolTicket, bool]] = deque()
         """The slots to take back, and whether each is unused."""
-        self._common_pause: CommonPause | None = None
-        """The latest pause that counts by all clocks."""
         self._watchers: WeakSet[Watcher] = WeakSet()
         self._is_moving = False
         self._lock = threading.RLock()
@@ -293,37 +317,37 @@ class Pool:
         ``None`` lets all who wait for it start at once. Another number counts from the last start,
         and one after ``None`` from the next.
         """
-        return self._per_second
+        return self._gates.per_second
 
     @per_second.setter
     def per_second(self, rate: float | None) -> None:
         _check_rate("per_second", rate)
         with self._lock:
-            self._set_rates(rate, self._per_minute, self._tokens_per_minute)
+            self._set_rates(rate, self.per_minute, self.tokens_per_minute)
 
     @property
     def per_minute(self) -> float | None:
         """How many attempts may start in a minute. It can be set, as `per_second`."""
-        return self._per_minute
+        return self._gates.per_minute
 
     @per_minute.setter
     def per_minute(self, rate: float | None) -> None:
         _check_rate("per_minute", rate)
         with self._lock:
-            self._set_rates(self._per_second, rate, self._tokens_per_minute)
+            self._set_rates(self.per_second, rate, self.tokens_per_minute)
 
     @property
     def tokens_per_minute(self) -> float | None:
         """How many tokens the attempts that start in a minute may take. It can be set, as
         `per_second`.
         """
-        return self._tokens_per_minute
+        return self._gates.tokens_per_minute
 
     @tokens_per_minute.setter
     def tokens_per_minute(self, rate: float | None) -> None:
         _check_rate("tokens_per_minute", rate)
         with self._lock:
-            self._set_rates(self._per_second, self._per_minute, rate)
+            self._set_rates(self.per_second, self.per_minute, rate)
 
     @property
     def pauses(self) -> bool:
@@ -338,7 +362,7 @@ class Pool:
     @property
     def retry_budget(self) -> float | None:
         """How many retries there may be for each attempt that succeeds."""
-        return self._retry_budget
+        return self._retries.per_success
 
     @property
     def per_key(self) -> int | None:
@@ -398,17 +422,16 @@ class Pool:
         pause = self._pause_of(present_clock())
         with self._lock:
             keys = () if self._keys is None else self._keys.stats()
-        retries_left = math.inf if self._retry_budget is None else self._budget
         return PoolStats(
             size=self._size,
             in_use=self._in_use,
             waiting=self.waiting,
             paused_ms=0.0 if pause is None else pause.left_ms,
             paused_by="" if pause is None else pause.by,
-            retries_left=retries_left,
-            per_second=self._per_second,
-            per_minute=self._per_minute,
-            tokens_per_minute=self._tokens_per_minute,
+            retries_left=self._retries.left,
+            per_second=self.per_second,
+            per_minute=self.per_minute,
+            tokens_per_minute=self.tokens_per_minute,
             keys=keys,
             share=self._present_share() if self._is_shared else None,
         )
@@ -447,26 +470,16 @@ class Pool:
         self, per_second: float | None, per_minute: float | None, tokens: float | None
     ) -> None:
         if per_second is not None and per_minute is not None:
-            given, other = ("per_second", "per_minute")[:: 1 if self._per_second is None else -1]
+            given, other = ("per_second", "per_minute")[:: 1 if self.per_second is None else -1]
             raise ValueError(
                 f"{self.title} has one rate of starts: set {other} to None before {given}"
             )
         self._is_moving = True
         try:
-            self._per_second, self._per_minute = per_second, per_minute
-            self._tokens_per_minute = tokens
-            if tokens is not None:
-                self._most_tokens = max(tokens, self._most_tokens or 0.0)
-            self._use_rates()
+            self._gates.set_rates(per_second, per_minute, tokens)
         finally:
             self._is_moving = False
         self._settle()
-
-    def _use_rates(self) -> None:
-        self._is_rated = bool(self._interval_s or self._token_s)
-        for gate in list(self._gates.values()):
-            gate.set_rates(self._interval_s, self._token_s)
-        self._is_gated = self._is_rated or bool(self._gates or self._common_pause)
 
     def _begin_anew(self) -> None:
         """Forget what runs have left: slots taken, the budget spent, pauses and starts.
@@ -475,12 +488,11 @@ class Pool:
         """
         with self._lock:
             self._era += 1
-            self._in_use, self._budget = 0, _BURST
+            self._in_use = 0
+            self._retries.begin_anew()
             if self._keys is not None:
                 self._keys.take_back_all()
-            self._gates.clear()
-            self._common_pause = None
-            self._is_gated = self._is_rated
+            self._gates.begin_anew()
         self._settle()
 
     def _begin_in_child(self) -> None:
@@ -494,23 +506,8 @@ class Pool:
         self._line, self._keys, self._released = [], None, deque()
         self._watchers = WeakSet()
         self._share, self._limit = None, self._size
-
-    @property
-    def _interval_s(self) -> float:
-        """How many seconds a start takes."""
-        own_s, share = 0.0, self._share
-        if self._per_minute is not None:
-            own_s = 60 / self._per_minute
-        elif self._per_second is not None:
-            own_s = 1 / self._per_second
-        return own_s if share is None else max(own_s, share.interval_s)
-
-    @property
-    def _token_s(self) -> float:
-        """How many seconds a token takes."""
-        own_s = 0.0 if self._tokens_per_minute is None else 60 / self._tokens_per_minute
-        share = self._share
-        return own_s if share is None else max(own_s, share.token_s)
+        self._gates.leave_share()
+        self._retries.begin_in_child()
 
     # The line.
 
@@ -532,7 +529,12 @@ class Pool:
         with self._lock:
             if self._share is not None:
                 self._share.check_lease()
-            if self._is_gated or self._line or self._keys or self._in_use + slots > self._limit:
+            if (
+                self._gates.may_hold
+                or self._line
+                or self._keys
+                or self._in_use + slots > self._limit
+            ):
                 return None
             self._in_use += slots
             return PoolTicket(self, slots, age=next(self._ages))
@@ -540,7 +542,12 @@ class Pool:
     def _give_back(self, ticket: PoolTicket) -> bool:
         """Take slots back if no other attempt waits for them; return whether it did."""
         with self._lock:
-            if self._line or self._is_gated or not ticket.has_slots or ticket._era != self._era:
+            if (
+                self._line
+                or self._gates.may_hold
+                or not ticket.has_slots
+                or ticket._era != self._era
+            ):
                 return False
             if self._keys is not None and (self._keys or ticket.key is not None):
                 return False
@@ -632,9 +639,8 @@ class Pool:
         self._in_use -= ticket.slots
         if keys is not None:
             keys.take_back(ticket)
-        gate = None if ticket.clock is None else self._gates.get(ticket.clock.key)
-        if unused and gate is not None:
-            gate.give_back(ticket)
+        if unused:
+            self._gates.give_back(ticket)
 
     def _move_up(self) -> None:
         """Let those at the head of the line have their slots, as far as that is possible.
@@ -670,7 +676,7 @@ class Pool:
                 else:
                     at += 1
                 continue
-            opens_s = self._opens_s(ticket) if self._is_gated else None
+            opens_s = self._gates.look(ticket) if self._gates.may_hold else None
             if opens_s is None:
                 if keys is not None:
                     keys.grant(ticket)
@@ -685,37 +691,20 @@ class Pool:
     def _grant(self, ticket: PoolTicket) -> None:
         self._in_use += ticket.slots
         ticket.has_slots, ticket._era = True, self._era
-        if self._is_rated:
-            assert ticket.clock is not None
-            self._gate_of(ticket.clock).take(ticket)
+        if self._gates.are_rated:
+            self._gates.take(ticket)
 
     # When the head may start.
 
-    def _opens_s(self, ticket: PoolTicket) -> float | None:
-        """Return when a ticket may have its slots; ``None`` for now."""
-        assert ticket.clock is not None
-        gate = self._known_gate(ticket.clock)
-        if gate is None:
-            self._is_gated = self._is_rated or bool(self._gates)
-            return None
-        opens_s = gate.opens_s(ticket)
-        if opens_s > gate.now_s(ticket.clock):
-            return opens_s
-        if not self._is_rated and self._common_pause is None:
-            del self._gates[ticket.clock.key]  # its pause is over: nothing is left to be judged
-            self._is_gated = bool(self._gates)
-        return None
-
     def _lend_start(self, ticket: PoolTicket) -> None:
         """Let another attempt have the start of one that has slots and waits for more."""
-        gate = None if ticket.clock is None else self._gates.get(ticket.clock.key)
-        if gate is None or not self._is_rated:
+        if not self._gates.are_rated or not self._gates.has_one_of(ticket):
             return
         with self._lock:
             self._is_moving = True
             try:
                 ticket.has_start = False
-                gate.give_back(ticket)
+                self._gates.give_back(ticket)
             finally:
                 self._is_moving = False
         self._settle()
@@ -726,38 +715,18 @@ class Pool:
         It has its start, or takes another if it has lent that.
         """
         if ticket.has_start:
-            return not self._is_gated or self._pause_of(ticket.clock or present_clock()) is None
-        assert ticket.clock is not None
+            may_hold = self._gates.may_hold
+            return not may_hold or self._pause_of(ticket.clock or present_clock()) is None
         with self._lock:
             self._is_moving = True
             try:
-                ticket.has_start = self._opens_s(ticket) is None
+                ticket.has_start = self._gates.look(ticket) is None
                 if ticket.has_start:
-                    self._gate_of(ticket.clock).take(ticket)
+                    self._gates.take(ticket)
             finally:
                 self._is_moving = False
         self._settle()
         return ticket.has_start
-
-    def _known_gate(self, clock: Clock) -> Gate | None:
-        """Return the gate of a clock, if it has one, after the pause that counts by all clocks."""
-        common = self._common_pause
-        if common is not None and common.until_s <= common.now_s():
-            common = self._common_pause = None
-        gate = self._gates.get(clock.key)
-        if common is not None and (gate is None or gate.common_pause is not common):
-            gate = self._gate_of(clock)
-            gate.common_pause = common
-            gate.pause(clock.now_s() + common.pause_s, "")
-        return gate
-
-    def _gate_of(self, clock: Clock) -> Gate:
-        gate = self._gates.get(clock.key)
-        if gate is None:
-            gate = self._gates[clock.key] = Gate(self._interval_s, self._token_s)
-            if self._share is not None:
-                self._share.set_pace()
-        return gate
 
     def _look(self, clock: Clock, at_s: float, ticket: PoolTicket | None = None) -> None:
         """Judge the head again, since the time has come at which a ticket asked for that."""
@@ -768,17 +737,14 @@ class Pool:
                     self._keys.put_back(ticket)
                 finally:
                     self._is_moving = False
-            gate = self._gates.get(clock.key)
-            if gate is not None:
-                gate.vouched_s = max(gate.vouched_s, at_s)
+            self._gates.vouch(clock, at_s)
         self._settle()
 
     def _pause(self, clock: Clock, until_s: float, by: str) -> None:
         """Let no attempt of a clock start before this time; the longer pause wins."""
         with self._lock:
-            if not self._gate_of(clock).pause(until_s, by):
+            if not self._gates.pause(clock, until_s, by):
                 return
-            self._is_gated = True
             watchers, share = list(self._watchers), self._share
         self._settle()
         for watcher in watchers:
@@ -789,13 +755,10 @@ class Pool:
     def _pause_all(self, pause: CommonPause, own: Clock) -> None:
         """Let no attempt start before then, by whatever clock; ``own`` is that of the caller."""
         with self._lock:
-            if self._common_pause is not None and self._common_pause.until_s >= pause.until_s:
-                return
-            self._common_pause, self._is_gated = pause, True
-            self._gate_of(own).common_pause = pause  # which the caller makes
-            for ticket in self._waiting_tickets():
-                assert ticket.clock is not None
-                self._known_gate(ticket.clock)
+            clocks = [
+                ticket.clock for ticket in self._waiting_tickets() if ticket.clock is not None
+            ]
+            self._gates.pause_all(pause, [own, *clocks])
 
     def _watch(self, watcher: Watcher) -> None:
         """Report each pause that begins, for as long as the watcher exists."""
@@ -805,28 +768,7 @@ class Pool:
     def _pause_of(self, clock: Clock) -> PoolPause | None:
         """Return the pause of a clock, if the pool is paused."""
         with self._lock:
-            gate = self._known_gate(clock) if self._is_gated else None
-            if gate is None or gate.paused_until_s <= gate.now_s(clock):
-                return None
-            until_s, by = gate.paused_until_s, gate.paused_by
-        return PoolPause((until_s - clock.now_s()) * 1000, by)
-
-    # Retries.
-
-    def _earn_retry(self) -> None:
-        """Note that an attempt has succeeded."""
-        with self._lock:
-            self._budget = min(_BURST, self._budget + (self._retry_budget or 0.0))
-
-    def _spend_retry(self) -> bool:
-        """Return whether there may be another retry, which is counted then."""
-        if self._retry_budget is None:
-            return True
-        with self._lock:
-            if self._budget < 1 - 1e-9:  # ten times 0.1 is below 1
-                return False
-            self._budget = max(0.0, self._budget - 1)
-        return True
+            return self._gates.pause_of(clock) if self._gates.may_hold else None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -873,14 +815,6 @@ def _check_shared(shared: object, name: str | None, per_key: int | None) -> None
             "per_key of a shared pool holds in one process only: leave it out; keys of runs hold "
             "over processes: service.enqueue(..., key='acme')"
         )
-
-
-class PoolPause(NamedTuple):
-    """The rest of a pause."""
-
-    left_ms: float
-    by: str
-    """The step that has caused it, if one has."""
 
 
 class PoolTicket:
@@ -935,7 +869,7 @@ class PoolTicket:
     @property
     def is_gated(self) -> bool:
         """Whether an attempt of the pool may have to wait although there are slots."""
-        return self._pool._is_gated
+        return self._pool._gates.may_hold
 
     @property
     def is_at_limit(self) -> bool:
@@ -957,7 +891,7 @@ class PoolTicket:
     def renew(self) -> bool:
         """Become the ticket of another attempt, if no other waits for the slots."""
         pool = self._pool
-        if pool._line or pool._keys or pool._is_gated or self._era != pool._era:
+        if pool._line or pool._keys or pool._gates.may_hold or self._era != pool._era:
             return False
         share = pool._share
         if share is not None:

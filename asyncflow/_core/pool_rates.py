@@ -1,4 +1,4 @@
-"""When the attempts of one clock may start in a pool: after its pause, and spread evenly.
+"""When attempts may start in a pool: after its pause, and spread evenly, by the clock of each.
 
 Of a pool that processes share, each has a part of the rates. So its starts are spread by a pace,
 which goes as fast as that part: what was owed for the latest start when the part changes is owed
@@ -9,8 +9,9 @@ allow what it did not while it was gone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from asyncflow._core.pool import Clock, PoolTicket
@@ -28,6 +29,195 @@ class CommonPause(NamedTuple):
     """Until when by that clock it counts for a clock that is new to the pool."""
     pause_s: float
     """How long it is by any clock."""
+
+
+class PoolPause(NamedTuple):
+    """The rest of a pause."""
+
+    left_ms: float
+    by: str
+    """The step that has caused it, if one has."""
+
+
+class Gates:
+    """The gates of a pool, by clock, with its rates and the pause that counts by all clocks.
+
+    Whoever calls it has locked the pool.
+
+    Attributes:
+        per_second: How many attempts may start in a second.
+        per_minute: The same for a minute.
+        tokens_per_minute: How many tokens those may take that start in a minute.
+        most_tokens: The largest ``tokens_per_minute`` that there has been, if any.
+        are_rated: Whether starts, or their tokens, are spread.
+        may_hold: Whether an attempt may have to wait although there are slots.
+    """
+
+    __slots__ = (
+        *("_by_clock", "_common_pause", "_interval_s", "_part", "_slowest", "_token_s"),
+        *("are_rated", "may_hold", "most_tokens", "per_minute", "per_second"),
+        *("tokens_per_minute",),
+    )
+
+    def __init__(
+        self,
+        per_second: float | None,
+        per_minute: float | None,
+        tokens_per_minute: float | None,
+    ) -> None:
+        self.most_tokens: float | None = None
+        self._by_clock: WeakKeyDictionary[Any, Gate] = WeakKeyDictionary()
+        self._common_pause: CommonPause | None = None
+        """The latest pause that counts by all clocks."""
+        self._slowest = 0.0, 0.0
+        """How long a start takes, and a token, as other processes say that share the pool."""
+        self._part: tuple[Clock, float] | None = None
+        """The part of the rates that this process has of a shared pool, and by which clock."""
+        self.set_rates(per_second, per_minute, tokens_per_minute)
+
+    def set_rates(
+        self,
+        per_second: float | None,
+        per_minute: float | None,
+        tokens_per_minute: float | None,
+    ) -> None:
+        """Let other rates count."""
+        self.per_second, self.per_minute = per_second, per_minute
+        self.tokens_per_minute = tokens_per_minute
+        if tokens_per_minute is not None:
+            self.most_tokens = max(tokens_per_minute, self.most_tokens or 0.0)
+        self._use_rates()
+
+    def set_slowest(self, interval_s: float, token_s: float) -> None:
+        """Let no start take less time than that, and no token: other processes say so."""
+        self._slowest = interval_s, token_s
+        self._use_rates()
+
+    def _use_rates(self) -> None:
+        interval_s, token_s = self._slowest
+        if self.per_minute is not None:
+            interval_s = max(interval_s, 60 / self.per_minute)
+        elif self.per_second is not None:
+            interval_s = max(interval_s, 1 / self.per_second)
+        if self.tokens_per_minute is not None:
+            token_s = max(token_s, 60 / self.tokens_per_minute)
+        self._interval_s, self._token_s = interval_s, token_s
+        self.are_rated = bool(interval_s or token_s)
+        for gate in list(self._by_clock.values()):
+            gate.set_rates(interval_s, token_s)
+        self.may_hold = self.are_rated or bool(self._by_clock or self._common_pause)
+
+    def begin_anew(self) -> None:
+        """Forget all pauses and starts."""
+        self._by_clock.clear()
+        self._common_pause = None
+        self.may_hold = self.are_rated
+
+    # The starts of a clock.
+
+    def look(self, ticket: PoolTicket) -> float | None:
+        """Return when a ticket may have its slots; ``None`` for now."""
+        clock = ticket.clock
+        assert clock is not None
+        gate = self._refresh(clock)
+        if gate is None:
+            self.may_hold = self.are_rated or bool(self._by_clock)
+            return None
+        opens_s = gate.opens_s(ticket)
+        if opens_s > gate.now_s(clock):
+            return opens_s
+        if not self.are_rated and self._common_pause is None:
+            del self._by_clock[clock.key]  # its pause is over: nothing is left to be judged
+            self.may_hold = bool(self._by_clock)
+        return None
+
+    def take(self, ticket: PoolTicket) -> None:
+        """Count the start of a ticket."""
+        assert ticket.clock is not None
+        self._open(ticket.clock).take(ticket)
+
+    def has_one_of(self, ticket: PoolTicket) -> bool:
+        """Whether the start of a ticket may have been counted."""
+        return ticket.clock is not None and ticket.clock.key in self._by_clock
+
+    def give_back(self, ticket: PoolTicket) -> None:
+        """Count the start of a ticket no longer."""
+        gate = None if ticket.clock is None else self._by_clock.get(ticket.clock.key)
+        if gate is not None:
+            gate.give_back(ticket)
+
+    def vouch(self, clock: Clock, at_s: float) -> None:
+        """Note that a time has come for which a timer was set."""
+        gate = self._by_clock.get(clock.key)
+        if gate is not None:
+            gate.vouched_s = max(gate.vouched_s, at_s)
+
+    def _open(self, clock: Clock) -> Gate:
+        """Return the gate of a clock, which has one from now on."""
+        gate = self._by_clock.get(clock.key)
+        if gate is None:
+            gate = self._by_clock[clock.key] = Gate(self._interval_s, self._token_s)
+            if self._part is not None and self._part[0].key is clock.key:
+                gate.set_part(self._part[1], clock.now_s())
+        return gate
+
+    def _refresh(self, clock: Clock) -> Gate | None:
+        """Return the gate of a clock, if it has one, after the pause that counts by all clocks."""
+        common = self._common_pause
+        if common is not None and common.until_s <= common.now_s():
+            common = self._common_pause = None
+        gate = self._by_clock.get(clock.key)
+        if common is not None and (gate is None or gate.common_pause is not common):
+            gate = self._open(clock)
+            gate.common_pause = common
+            gate.pause(clock.now_s() + common.pause_s, "")
+        return gate
+
+    # Pauses.
+
+    def pause(self, clock: Clock, until_s: float, by: str) -> bool:
+        """Let nothing of a clock start before then; return whether something could have."""
+        has_begun = self._open(clock).pause(until_s, by)
+        self.may_hold = self.may_hold or has_begun
+        return has_begun
+
+    def pause_all(self, pause: CommonPause, clocks: Sequence[Clock]) -> None:
+        """Let nothing start before then, by whatever clock; ``clocks`` are those of the caller, who
+        pauses its own, and of those who wait.
+        """
+        if self._common_pause is not None and self._common_pause.until_s >= pause.until_s:
+            return
+        self._common_pause, self.may_hold = pause, True
+        own, *others = clocks
+        self._open(own).common_pause = pause
+        for clock in others:
+            self._refresh(clock)
+
+    def pause_of(self, clock: Clock) -> PoolPause | None:
+        """Return what is left of the pause of a clock, if there is one."""
+        gate = self._refresh(clock)
+        if gate is None or gate.paused_until_s <= gate.now_s(clock):
+            return None
+        return PoolPause((gate.paused_until_s - clock.now_s()) * 1000, gate.paused_by)
+
+    # The part of a process.
+
+    def set_part(self, clock: Clock, part: float, now_s: float) -> None:
+        """Let the starts of a clock be spread by a part of the rates, from 0 to 1."""
+        self._part = clock, part
+        gate = self._by_clock.get(clock.key)
+        if gate is not None:
+            gate.set_part(part, now_s)
+
+    def owes(self, clock: Clock) -> bool:
+        """Whether another start of a clock would have to wait for a rate."""
+        gate = self._by_clock.get(clock.key)
+        return gate is not None and gate.owes(clock.now_s())
+
+    def leave_share(self) -> None:
+        """Forget other processes: the pool is an ordinary one again."""
+        self._part = None
+        self.set_slowest(0.0, 0.0)
 
 
 class Gate:

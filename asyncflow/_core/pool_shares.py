@@ -211,24 +211,14 @@ class PoolShare:
 
     def owes(self) -> bool:
         """Whether another start would have to wait for a rate. The pool is locked."""
-        gate = self.pool._gates.get(self._clock.key)
-        return gate is not None and gate.owes(self.now_s())
-
-    def set_pace(self) -> None:
-        """Let starts be spread by the present part of the rates. The pool is locked."""
-        self._set_pace(self.now_s())
-
-    def _set_pace(self, now_s: float) -> None:
-        gate = self.pool._gates.get(self._clock.key)
-        if gate is not None:
-            gate.set_part(self._rate_part, now_s)
+        return self.pool._gates.owes(self._clock)
 
     def _limit_to(self, limit: int, rate_part: float, at_s: float) -> None:
         """Let attempts take so many slots from a time on. The pool is locked."""
         self.limit, self._rate_part = limit, rate_part
         if self.pool._share is self:
             self.pool._limit = min(limit, self.pool._size)
-            self._set_pace(at_s)
+            self.pool._gates.set_part(self._clock, rate_part, at_s)
 
     def ask(self) -> None:
         """Let the journal learn soon that an attempt waits."""
@@ -267,6 +257,7 @@ class PoolShare:
         with pool._lock:
             self._entered += 1
             pool._share = self
+            pool._gates.set_slowest(self.interval_s, self.token_s)
             self._limit_to(self.limit, self._rate_part, self.now_s())
         pause = pool._pause_of(self._clock)
         if pause is not None:  # it may be from before
@@ -295,7 +286,7 @@ class PoolShare:
 
     def _detach(self) -> None:
         self.pool._share, self.pool._limit = None, self.pool._size
-        self.pool._use_rates()
+        self.pool._gates.leave_share()
 
     # The journal calls the others.
 
@@ -409,9 +400,9 @@ class PoolShare:
 
     def _numbers(self) -> PoolNumbers:
         pool = self.pool
-        per_second = pool._per_second
-        per_minute = pool._per_minute if per_second is None else per_second * 60
-        return PoolNumbers(pool._size, per_minute, pool._tokens_per_minute)
+        per_second = pool.per_second
+        per_minute = pool.per_minute if per_second is None else per_second * 60
+        return PoolNumbers(pool._size, per_minute, pool.tokens_per_minute)
 
     def _hear_rates(self, others: Sequence[ShareRow]) -> None:
         """Let the smallest rates count that the other processes say."""
@@ -421,7 +412,7 @@ class PoolShare:
         heard = max(rates, default=0.0), max(tokens, default=0.0)
         if heard != (self.interval_s, self.token_s):
             self.interval_s, self.token_s = heard
-            self.pool._use_rates()
+            self.pool._gates.set_slowest(*heard)
 
     def _lower(self, limit: int, rate_part: float) -> None:
         self.check_lease()

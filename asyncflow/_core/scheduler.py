@@ -417,7 +417,7 @@ class Deadlines:
             ends_ms, whose = min((ends_ms, whose), (self.began_ms + self.deadline_ms, "run"))
         if at_ms + delay_ms >= ends_ms - ROUNDING_MS:
             note = f"not retried: the {delay_ms:g} ms backoff would exceed the {whose}'s deadline"
-        elif step.pool is not None and named_ms is None and not step.pool._spend_retry():
+        elif step.pool is not None and named_ms is None and not step.pool._retries.spend():
             note = f"not retried: the retry budget of {step.pool.title} is spent"
         else:
             return AfterFailure(delay_ms, named_ms)

@@ -707,7 +707,7 @@ def _check_needs(
                 raise ValueError(
                     f"step {name!r}: {argument} has no effect without a pool; give it one"
                 )
-    elif tokens is not None and pool._most_tokens is None:
+    elif tokens is not None and pool._gates.most_tokens is None:
         raise ValueError(
             f"step {name!r}: tokens has no effect, since {pool.title} has no tokens_per_minute; "
             "give it one, or leave tokens out"
@@ -748,7 +748,7 @@ def check_slots(what: str, slots: object, pool: Pool | None) -> None:
 def check_tokens(what: str, tokens: object, pool: Pool | None) -> None:
     """Check how many tokens an attempt takes. ``what`` begins the messages."""
     check_number(what, tokens, 0)
-    most = None if pool is None else pool._most_tokens
+    most = None if pool is None else pool._gates.most_tokens
     if pool is not None and most is not None and tokens > most:  # type: ignore[operator]
         largest = "" if most == pool.tokens_per_minute else "largest "
         raise ValueError(

@@ -319,7 +319,7 @@ class Permits(Policy):
             self._queue.lend(node)
         if pool not in self._reported_ms:
             self._reported_ms[pool] = 0.0
-            if pool._is_gated:
+            if pool._gates.may_hold:
                 self.note_pause(pool)
             if pool in self._run_context.pools:
                 _log.warning(
@@ -408,11 +408,11 @@ class Permits(Policy):
         pool = self._steps[node].pool
         if (
             pool is not None
-            and pool._retry_budget is not None
+            and pool._retries.per_success is not None
             and self._state.step_runs.has_succeeded(node)
             and self._state.step_runs.error(node) is None  # else its fallback has
         ):
-            pool._earn_retry()
+            pool._retries.earn()
         thread = self.until.get(node) if self.until else None
         if thread is not None and not thread.done():
             slots = _ticket_of(held)

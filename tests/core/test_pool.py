@@ -492,7 +492,7 @@ class TestBeginningAnew:
     def test_only_numbers_and_the_line_are_left(self) -> None:
         pool, hand = Pool(2, per_second=1, retry_budget=0.1), Hand()
         pool.size = 1
-        pool._spend_retry()
+        pool._retries.spend()
         hand.join(pool, "first")
         pool._pause(hand.clock, 100.0, "")
         hand.join(pool, "waits")
@@ -500,7 +500,7 @@ class TestBeginningAnew:
         pool._begin_anew()
 
         assert hand.order == ["first", "waits"]
-        assert (pool.size, pool.in_use, pool.waiting, pool._budget) == (1, 1, 0, 10)
+        assert (pool.size, pool.in_use, pool.waiting, pool._retries.left) == (1, 1, 0, 10)
         assert pool._pause_of(hand.clock) is None
 
     def test_slots_that_were_taken_before_are_not_returned(self) -> None:
@@ -740,7 +740,7 @@ class TestPause:
     def test_who_looks_later_by_the_clock_of_the_caller_does_not_make_it_longer(self) -> None:
         pool = Pool(1)
         pool.pause(60_000)
-        [gate] = pool._gates.values()
+        [gate] = pool._gates._by_clock.values()
         until_s = gate.paused_until_s
 
         pool.stats()
@@ -793,10 +793,10 @@ class TestBudget:
     def test_it_has_a_burst_and_each_success_earns_its_part(self) -> None:
         pool = Pool(1, retry_budget=0.1)
 
-        burst = [pool._spend_retry() for _ in range(11)]
+        burst = [pool._retries.spend() for _ in range(11)]
         for _ in range(10):
-            pool._earn_retry()
-        after = [pool._spend_retry() for _ in range(2)]
+            pool._retries.earn()
+        after = [pool._retries.spend() for _ in range(2)]
 
         assert burst == [True] * 10 + [False]
         assert after == [True, False]

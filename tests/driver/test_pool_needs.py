@@ -489,7 +489,7 @@ async def test_a_retry_budget_bounds_the_retries_and_the_last_error_says_so():
 async def test_successes_earn_retries():
     pool = Pool(1, retry_budget=0.5)
     for _ in range(10):
-        pool._spend_retry()
+        pool._retries.spend()
 
     await run_pipeline([numbers(*range(6)), failing(pool, 0)])
 
@@ -510,7 +510,7 @@ async def test_a_failure_with_a_fallback_earns_no_retry():
 async def test_a_retry_at_a_named_time_spends_nothing():
     pool = Pool(1, retry_budget=0)
     for _ in range(10):
-        pool._spend_retry()
+        pool._retries.spend()
 
     steps = [numbers(1), failing(pool, 9, 4, retry=Retry(on=lambda error: 10))]
     report = await run_pipeline(steps, fail_fast=False)

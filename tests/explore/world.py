@@ -744,7 +744,7 @@ class Pipeline:
         world = self.world = World(self, loop, flow.copies)
         for at, (pool, spec) in enumerate(zip(self.pools, flow.pools, strict=True)):
             self.set_numbers(at, spec)
-            pool._budget = float("inf") if spec.budget is None else spec.budget
+            pool._retries.left = float("inf") if spec.budget is None else spec.budget
         if flow.durable:
             world.journal = Journal(fault.fails_at, self.logs)
         scheduler._MOST_WAITING = flow.ahead
