@@ -21,14 +21,7 @@ from typing import Any, NamedTuple
 from asyncflow._core.graph import Plan
 from asyncflow._core.results import StepStatus
 from asyncflow._core.scheduler import Readiness, most_waiting
-from asyncflow._core.step_runs import (
-    NodeEnd,
-    Phase,
-    StepRuns,
-    is_restored,
-    output_of,
-    status_of,
-)
+from asyncflow._core.step_runs import NodeEnd, Phase, StepRuns, is_restored, output_of, status_of
 from asyncflow.events import StepSkipped
 
 

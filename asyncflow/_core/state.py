@@ -51,17 +51,8 @@ from asyncflow._core.results import (
     fail_fast_reason,
     run_facts,
 )
-from asyncflow._core.scheduler import (
-    AdmissionQueue,
-    Deadlines,
-    Readiness,
-)
-from asyncflow._core.step_runs import (
-    Key,
-    Phase,
-    Snapshot,
-    StepRuns,
-)
+from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness
+from asyncflow._core.step_runs import Key, Phase, Snapshot, StepRuns
 
 if TYPE_CHECKING:
     from asyncflow._core.chains import Chains
@@ -70,12 +61,7 @@ if TYPE_CHECKING:
 Schedule: TypeAlias = Literal["tiers", "ready"]
 
 # Looked up for every step: a member of an enum takes twice as long.
-_READY, _SCHEDULED, _ATTEMPTING, _SETTLED = (
-    Phase.READY,
-    Phase.SCHEDULED,
-    Phase.ATTEMPTING,
-    Phase.SETTLED,
-)
+_ATTEMPTING, _SETTLED = Phase.ATTEMPTING, Phase.SETTLED
 
 
 class RunState:
