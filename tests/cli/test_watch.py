@@ -74,7 +74,7 @@ def test_an_orphan_has_no_process_to_wait_for(shell: Shell, orphan: str) -> None
     watched = shell("watch", orphan, exits=1)
 
     assert "no process runs it any more\nTo resume it: asyncflow resume orphan" in watched.stderr
-    assert watched.stdout.startswith("Pipeline RUNNING")
+    assert watched.stdout.startswith("Pipeline ORPHANED")
 
 
 def test_ctrl_c_stops_watching_alone(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
