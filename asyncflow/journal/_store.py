@@ -219,6 +219,10 @@ _END = (
     "UPDATE leases SET token = token + 1, owner = NULL, process = NULL, expires_at = 0, "
     "cancel_token = NULL, signal_token = NULL WHERE run_id = ?"
 )
+_FREE_KEY = (
+    "UPDATE keys SET run_id = '' WHERE run_id = ? AND (pipeline, key) = "
+    "(SELECT r.pipeline, r.key FROM runs r WHERE r.run_id = ?)"
+)
 _LATEST = "SELECT position, at_ms FROM events WHERE run_id = ? ORDER BY position DESC LIMIT 1"
 _MAY_CONTINUE = f"SELECT 1 FROM runs r WHERE r.run_id = ? AND {CONTINUES}"
 # The first condition is that of an index, which has little in it.
@@ -817,10 +821,12 @@ class Store:
 
     @changing
     def forget(self, cursor: Cursor, run_id: str, claim: Claim) -> None:
-        """Delete a run if it exists.
+        """Delete a run if it exists, and free its key.
 
         Raise `RunAlreadyActiveError` if it has an owner, whose claim is not void.
         """
+        # A key is locked before a lease. Else a new run of this id seemed to have it at first.
+        self._execute(cursor, _FREE_KEY, (run_id, run_id))
         self._execute(cursor, _LEASE, (run_id,))
         for lease in cursor.fetchall():
             _check_free(run_id, lease, claim)

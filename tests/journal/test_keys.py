@@ -246,6 +246,19 @@ async def test_a_run_with_the_id_of_a_forgotten_one_has_no_key_of_that(
     assert (await new).all_passed
 
 
+async def test_a_run_that_is_about_to_begin_has_no_key_of_a_forgotten_one_with_its_id(
+    make_journal: Any,
+) -> None:
+    journal, other = make_journal(), make_journal()
+    await keyed(journal, "r").run(pause_s=0)
+    await other.forget("r")
+
+    session, _ = await journal.open("r", wait=False, read=lambda stored: stored)
+
+    assert (await keyed(other, "second").run(pause_s=0)).all_passed
+    await session.close()
+
+
 @in_virtual_time
 async def test_a_rerun_has_the_key_of_its_pipeline(journal: Any) -> None:
     await keyed(journal, "failed").run(fails=True)
