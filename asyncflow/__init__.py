@@ -3,7 +3,6 @@
 import logging as _logging
 import typing as _typing
 
-from asyncflow._core.context import StepContext, current_step
 from asyncflow._core.errors import (
     ActionNotAwaitableError,
     CyclicDependencyError,
@@ -30,9 +29,8 @@ from asyncflow._core.errors import (
     StepTimeoutError,
     WorkerLostError,
 )
-from asyncflow._core.graph import parallel_groups, topological_sort
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import (
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import (
     Attempt,
     RestoredOutput,
     RunStatus,
@@ -41,15 +39,17 @@ from asyncflow._core.results import (
     StepResult,
     StepStatus,
 )
-from asyncflow._core.retry import Retry
-from asyncflow._core.step import StepPolicies, WorkflowStep
+from asyncflow._core.pipeline.graph import parallel_groups, topological_sort
+from asyncflow._core.pipeline.retry import Retry
+from asyncflow._core.pipeline.step import StepPolicies, WorkflowStep
+from asyncflow._core.running.context import StepContext, current_step
 from asyncflow._runtime.options import Options
 from asyncflow._runtime.orchestrator import Orchestrator, run_pipeline
 
 if _typing.TYPE_CHECKING:  # `__getattr__` loads them
-    from asyncflow._core.retry_after import retry_after
-    from asyncflow._core.signal import Signal
-    from asyncflow._core.streamed import StreamedValue, ValuesMissed
+    from asyncflow._core.pipeline.retry_after import retry_after
+    from asyncflow._core.pipeline.signal import Signal
+    from asyncflow._core.running.streamed import StreamedValue, ValuesMissed
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import Observer, ObserverFactory
     from asyncflow._policies.pool_clock import Pool, PoolKeyStats, PoolStats
@@ -138,11 +138,11 @@ if not _typing.TYPE_CHECKING:  # pragma: no branch - it would let any name pass
             case "Pool" | "PoolKeyStats" | "PoolStats":
                 from asyncflow._policies import pool_clock as home
             case "retry_after":
-                from asyncflow._core import retry_after as home
+                from asyncflow._core.pipeline import retry_after as home
             case "Signal":
-                from asyncflow._core import signal as home
+                from asyncflow._core.pipeline import signal as home
             case "StreamedValue" | "ValuesMissed":
-                from asyncflow._core import streamed as home
+                from asyncflow._core.running import streamed as home
             case "Journal":
                 from asyncflow._policies import durable as home
             case "Observer" | "ObserverFactory":

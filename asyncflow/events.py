@@ -20,8 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
 
-from asyncflow._core.record import made_by, record, show, values_by_name
-from asyncflow._core.results import (
+from asyncflow._core.history.results import (
     AttributeValue,
     InterruptionCause,
     RunStatus,
@@ -30,6 +29,7 @@ from asyncflow._core.results import (
     picklable_event,
     visible_output,
 )
+from asyncflow._core.record import made_by, record, show, values_by_name
 
 __all__ = [
     "AttemptBegan",

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, TypeAlias, cast
 
 from asyncflow import events
-from asyncflow._core.context import capturing_notes, current_attempt
-from asyncflow._core.results import to_restored_error
+from asyncflow._core.history.results import to_restored_error
+from asyncflow._core.running.context import capturing_notes, current_attempt
 from asyncflow._core.tracebacks import has_long_message
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import Event

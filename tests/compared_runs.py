@@ -9,7 +9,7 @@ from typing import Any
 from segments import store_segment
 
 from asyncflow import RunStatus
-from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.history.results import REDACTED, Payload
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

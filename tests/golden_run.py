@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from asyncflow import RestoredOutput, RunReport, RunStatus, StepStatus, StepTimeoutError
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.results import REDACTED
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,

@@ -15,11 +15,11 @@ from asyncflow import (
     RunCancelledError,
     RunNotFoundError,
 )
-from asyncflow._core.checkpoints import StoredCall
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import Payload
-from asyncflow._core.step_cache import CachedResult
-from asyncflow._core.step_runs import Key
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.results import Payload
+from asyncflow._core.running.checkpoints import StoredCall
+from asyncflow._core.running.step_cache import CachedResult
+from asyncflow._core.running.step_runs import Key
 from asyncflow.events import Event, StepSucceeded
 
 __all__ = ["MemoryJournal", "MemorySession"]

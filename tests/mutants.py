@@ -1,6 +1,6 @@
 """Changes each line of a module in turn, and says which changes no test has noticed.
 
-    python -m tests.mutants asyncflow/_core/critical_path.py tests/core/test_critical_path.py
+    python -m tests.mutants asyncflow/_core/running/state.py tests/core/test_state.py
 
 mutmut makes the mutants, in a copy of the working tree, and runs the given tests on each; by
 default those of the core. Name as few as can notice something: it runs them once for each mutant.
@@ -24,7 +24,9 @@ _SHOWN = 20
 def main(module: str, *tests: str) -> None:
     """Run mutmut on a module, and print the mutants that survive."""
     if not ROOT.joinpath(module).is_file():
-        sys.exit(f"there is no module {module}; name its file, such as asyncflow/_core/state.py")
+        sys.exit(
+            f"there is no module {module}; name its file, such as asyncflow/_core/running/state.py"
+        )
     with tempfile.TemporaryDirectory(prefix="asyncflow-mutants-") as place:
         copy = Path(place)
         for name in files():

@@ -21,8 +21,8 @@ from fake_engine import FakeEngine
 from memory_journal import MemoryJournal, MemorySession
 
 from asyncflow import Pool, Retry, WorkflowStep, current_step
-from asyncflow._core.composition import include_steps
-from asyncflow._core.step import on_engine
+from asyncflow._core.pipeline.composition import include_steps
+from asyncflow._core.pipeline.step import on_engine
 from asyncflow.events import AttemptFailed, AttemptStarted
 
 __all__ = ["CallingJournal", "CallingSession", "RandomPipeline", "World", "key_of"]

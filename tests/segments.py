@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.statistics import step_runs
+from asyncflow._core.analysis.statistics import step_runs
+from asyncflow._core.history.replay import StoredRun
 from asyncflow.events import Event
 
 

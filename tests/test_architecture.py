@@ -338,8 +338,11 @@ def printed_by(script: str) -> str:
     return done.stdout
 
 
-MOST_MODULES = 42 if sys.version_info >= (3, 12) else 43
-"""How many modules of asyncflow a plain run may load: what few runs need is loaded with that."""
+MOST_MODULES = 38 if sys.version_info >= (3, 12) else 39
+"""How many modules of asyncflow a plain run may load: what few runs need is loaded with that.
+
+The `__init__` of a room is a docstring, and not counted.
+"""
 
 
 @pytest.mark.process
@@ -360,7 +363,7 @@ print(json.dumps([imported, loaded()]))
     imported, after_the_run = json.loads(printed_by(script))
 
     assert after_the_run == imported
-    assert len(imported) <= MOST_MODULES, imported
+    assert len([name for name in imported if len(MODULES[name].body) > 1]) <= MOST_MODULES
 
 
 @pytest.mark.process

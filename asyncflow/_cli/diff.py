@@ -22,10 +22,10 @@ from asyncflow._cli.options import (
     run_argument,
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, hanging, stdout_console
-from asyncflow._core.comparison import RunComparison, StepComparison
-from asyncflow._core.looks import RUN_LOOKS, Look, look_of
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.analysis.comparison import RunComparison, StepComparison
+from asyncflow._core.analysis.looks import RUN_LOOKS, Look, look_of
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import RunStatus
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.comparison_text import (
     arrow,

@@ -49,9 +49,9 @@ from asyncflow._core.errors import (
     ResourceError,
     RunCancelledError,
 )
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED, RestoredOutput, RunStatus
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import REDACTED, RestoredOutput, RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow._core.tracebacks import format_error
 from asyncflow._core.value_size import safe_repr
@@ -64,7 +64,7 @@ from asyncflow.journal._run_names import free_name, new_run_name
 from asyncflow.journal._streams import latest_streamed
 
 if TYPE_CHECKING:
-    from asyncflow._core.run_preview import RunPreview
+    from asyncflow._core.analysis.preview import RunPreview
     from asyncflow.live import LiveView
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

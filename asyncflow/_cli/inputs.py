@@ -17,8 +17,8 @@ from uuid import UUID
 import click
 import msgspec
 
-from asyncflow._core.annotations import input_types
-from asyncflow._core.step import WorkflowStep, parameters_of
+from asyncflow._core.pipeline.annotations import input_types
+from asyncflow._core.pipeline.step import WorkflowStep, parameters_of
 from asyncflow._core.text import did_you_mean
 from asyncflow.journal._models import ModelError, is_model, model_from_json
 

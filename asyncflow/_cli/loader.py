@@ -16,7 +16,7 @@ import click
 
 from asyncflow._cli.output import INVALID, CommandError
 from asyncflow._core.arguments import python_signature
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.text import describe_error, did_you_mean
 from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.orchestrator import Orchestrator

@@ -36,7 +36,7 @@ from asyncflow._cli.output import (
     write_note,
 )
 from asyncflow._core.arguments import LEVELS
-from asyncflow._core.results import RunStatus
+from asyncflow._core.history.results import RunStatus
 from asyncflow._core.text import did_you_mean, escape_controls, plural
 from asyncflow._views.event_text import subject
 from asyncflow._views.run_view import RunView

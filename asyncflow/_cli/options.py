@@ -22,7 +22,7 @@ from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writ
 from asyncflow._cli.project import project_defaults
 from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import RunNotFoundError
-from asyncflow._core.results import AttributeValue, RunStatus
+from asyncflow._core.history.results import AttributeValue, RunStatus
 from asyncflow._core.run_attributes import attributes_from
 from asyncflow._core.text import escape_controls
 from asyncflow._runtime.options import check_key, check_label

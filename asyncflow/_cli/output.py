@@ -25,23 +25,23 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from asyncflow._core.analysis.failures import failures
+from asyncflow._core.analysis.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.errors import (
     JournalError,
     MissingExtraError,
     RunAlreadyActiveError,
     RunNotFoundError,
 )
-from asyncflow._core.failures import failures
-from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
-from asyncflow._core.preview import printable
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import (
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import (
     Attempt,
     RunStatus,
     StepResult,
     attempt_end,
     latest_number,
 )
+from asyncflow._core.preview import printable
 from asyncflow._core.text import describe_error, escape_controls, plural
 from asyncflow._policies.log_capture import not_printed
 from asyncflow._views.event_text import place_text

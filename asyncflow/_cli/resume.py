@@ -55,7 +55,7 @@ from asyncflow._core.errors import (
     RunNotFoundError,
     RunUnreadableError,
 )
-from asyncflow._core.results import AttributeValue, RunStatus
+from asyncflow._core.history.results import AttributeValue, RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow._runtime.recovery import outer_run_of
 from asyncflow.journal import RunRecord

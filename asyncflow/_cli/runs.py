@@ -35,11 +35,11 @@ from asyncflow._cli.output import (
     write_note,
     write_result,
 )
+from asyncflow._core.analysis.looks import RUN_LOOKS
+from asyncflow._core.analysis.slowness import Slower
 from asyncflow._core.errors import RunAlreadyActiveError
-from asyncflow._core.looks import RUN_LOOKS
-from asyncflow._core.results import AttributeValue, RunStatus
+from asyncflow._core.history.results import AttributeValue, RunStatus
 from asyncflow._core.run_attributes import attributes_text
-from asyncflow._core.slowness import Slower
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took
 from asyncflow._views.next_command import command_of

@@ -43,11 +43,11 @@ from asyncflow._cli.output import (
 )
 from asyncflow._cli.show_run import asked_lines, endured_lines, failure_lines, indented, step_lines
 from asyncflow._cli.show_step import more_lines, result_of, step_as_json, step_of, step_parts
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import RunStatus
+from asyncflow._core.pipeline.signal import type_text
+from asyncflow._core.pipeline.step import WorkflowStep, resources_of
 from asyncflow._core.run_attributes import attributes_text
-from asyncflow._core.signal import type_text
-from asyncflow._core.step import WorkflowStep, resources_of
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._runtime.explaining import ActingPolicies
 from asyncflow._runtime.orchestrator import Orchestrator

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncflow._cli.output import hanging
-from asyncflow._core.failures import final_errors, item_errors
-from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, WAITS_LOOK, Look, look_of
-from asyncflow._core.remarks import failure_text
-from asyncflow._core.step_view import StepView
+from asyncflow._core.analysis.failures import final_errors, item_errors
+from asyncflow._core.analysis.looks import DIED_LOOK, STEP_LOOKS, WAITS_LOOK, Look, look_of
+from asyncflow._core.analysis.remarks import failure_text
+from asyncflow._core.history.step_view import StepView
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.event_text import place_text
 from asyncflow._views.item_errors import items_text, traceback_lines

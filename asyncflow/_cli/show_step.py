@@ -12,11 +12,11 @@ from rich.text import Text
 
 from asyncflow._cli.output import hanging
 from asyncflow._cli.show_run import indented
-from asyncflow._core.failures import item_errors
+from asyncflow._core.analysis.failures import item_errors
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import Attempt, StepResult, attempt_end
+from asyncflow._core.history.step_view import AttemptView, StepView
 from asyncflow._core.preview import preview
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import Attempt, StepResult, attempt_end
-from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import describe_error, duration, escape_controls
 from asyncflow._core.tracebacks import format_error
 from asyncflow._views.event_text import place_text

@@ -26,7 +26,7 @@ from asyncflow._cli.output import (
 )
 from asyncflow._cli.show_run import asked_lines
 from asyncflow._core.errors import PayloadError
-from asyncflow._core.results import RunStatus
+from asyncflow._core.history.results import RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow._views.next_command import answer_command, command_of
 from asyncflow._views.run_view import RunView

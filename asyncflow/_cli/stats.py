@@ -30,8 +30,8 @@ from asyncflow._cli.options import (
     require_journal,
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, some_of, stdout_console, write_note
-from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS
-from asyncflow._core.statistics import StepOutcome, StepStatistics, by_trouble
+from asyncflow._core.analysis.looks import OUTCOME_LOOKS, RUN_LOOKS
+from asyncflow._core.analysis.statistics import StepOutcome, StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean, duration, escape_controls, plural
 from asyncflow._views.outcomes import frequency_text, items_text
 from asyncflow._views.preview import local_moment_text

@@ -22,8 +22,8 @@ from asyncflow._cli.options import (
     resume_command,
 )
 from asyncflow._cli.output import INTERRUPTED, NOT_FOUND, CommandError, write_note
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.events import Event, RunFinished, StepProgressed

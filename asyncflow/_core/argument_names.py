@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import asyncflow._core.pool  # noqa: F401  # its arguments are among those
+import asyncflow._core.pools.pool  # noqa: F401  # its arguments are among those
 from asyncflow._core.arguments import ARGUMENTS
 from asyncflow._core.text import did_you_mean
 

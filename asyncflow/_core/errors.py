@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     # It imports this module.
-    from asyncflow._core.report import RunReport
+    from asyncflow._core.history.report import RunReport
 
 TimeoutKind: TypeAlias = Literal["attempt", "step", "heartbeat", "run"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput
+from asyncflow._core.history.results import REDACTED_OUTPUT, RestoredOutput
 from asyncflow._core.text import escape_controls, safe_text
 from asyncflow._core.value_size import safe_repr
 

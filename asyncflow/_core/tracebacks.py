@@ -28,7 +28,7 @@ _PACKAGE = __file__.rpartition("_core")[0]
 # The line that begins a frame in the text of a traceback; in that of a group it is indented more.
 _FRAME = r'[ |]*File "(?P<path>.*)", line \d+'
 # A stored traceback may come from a machine that has the package in another folder.
-_INTERNAL = r"[/\\]asyncflow[/\\](?!examples[/\\])(\w+[/\\]_\w+|_\w+[/\\]\w+|_\w+)\.py\Z"
+_INTERNAL = r"[/\\]asyncflow[/\\](?!examples[/\\])(\w+[/\\])*_\w+([/\\]\w+)*\.py\Z"
 
 
 @cache

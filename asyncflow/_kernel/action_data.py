@@ -7,8 +7,8 @@ from typing import Any
 
 from asyncflow._core.arguments import PLAIN_OUTPUTS, Signature, instead_of_iterator, is_iterator
 from asyncflow._core.errors import SharedIteratorError
-from asyncflow._core.graph import ITEM, Binding, ItemOf, Plan, takers_of
-from asyncflow._core.state import RunState
+from asyncflow._core.pipeline.graph import ITEM, Binding, ItemOf, Plan, takers_of
+from asyncflow._core.running.state import RunState
 from asyncflow._kernel.run_scope import RunStart
 
 

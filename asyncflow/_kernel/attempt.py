@@ -24,9 +24,9 @@ from types import CoroutineType
 from typing import Any
 
 from asyncflow._core.arguments import checked_awaitable, refuse_unawaited, reject_awaitable
-from asyncflow._core.context import AttemptExtras, enter_attempt
-from asyncflow._core.scheduler import AfterFailure
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.step import WorkflowStep
+from asyncflow._core.running.context import AttemptExtras, enter_attempt
+from asyncflow._core.running.scheduler import AfterFailure
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import (
     FAILURES,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from asyncflow._core.state import RunState
+from asyncflow._core.running.state import RunState
 from asyncflow._kernel.asyncio_compat import forget_cancels, outlast
 from asyncflow._kernel.stop_control import StopControl
 

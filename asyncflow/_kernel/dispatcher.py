@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from asyncflow._core.state import RunState
+from asyncflow._core.running.state import RunState
 from asyncflow._kernel.policy import Hooks
 from asyncflow._kernel.run_scope import Host
 from asyncflow.events import Event

@@ -17,8 +17,8 @@ from types import CoroutineType
 from typing import Any
 
 from asyncflow._core.arguments import PLAIN_OUTPUTS, checked_awaitable, refuse_unawaited
-from asyncflow._core.context import enter_attempt
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.step import WorkflowStep
+from asyncflow._core.running.context import enter_attempt
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import NO_TIME_S, WAIT_FOR_MAKES_A_TASK, cancel_count
 from asyncflow._kernel.attempt import Attempts

@@ -15,10 +15,10 @@ import asyncio
 from typing import Any
 
 from asyncflow._core.errors import StepCancelledError, StepTimeoutError, TimeoutKind
-from asyncflow._core.results import Interruption
-from asyncflow._core.scheduler import SkippedStep
-from asyncflow._core.state import RunState
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.history.results import Interruption
+from asyncflow._core.pipeline.step import WorkflowStep
+from asyncflow._core.running.scheduler import SkippedStep
+from asyncflow._core.running.state import RunState
 from asyncflow._core.text import escape_controls
 from asyncflow.events import AttemptStarted, StepCancelled, StepSkipped, StepSucceeded
 

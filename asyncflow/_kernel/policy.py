@@ -23,7 +23,7 @@ from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow.events import AttemptStarted, Event
 
 if TYPE_CHECKING:
-    from asyncflow._core.step import WorkflowStep
+    from asyncflow._core.pipeline.step import WorkflowStep
 
 P = ParamSpec("P")
 R = TypeVar("R")

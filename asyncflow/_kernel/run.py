@@ -22,8 +22,8 @@ from functools import partial
 from typing import Any
 
 from asyncflow._core.errors import RunCancelledError
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import Interruption, RunStatus
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import Interruption, RunStatus
 from asyncflow._core.tracebacks import let_go
 from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._kernel.dispatcher import EventDispatcher

@@ -11,12 +11,12 @@ import contextvars
 from collections.abc import Collection, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from asyncflow._core.context import RunContext
-from asyncflow._core.graph import Bindings, Plan
+from asyncflow._core.history.results import Interruption, Payload
+from asyncflow._core.pipeline.graph import Bindings, Plan
 from asyncflow._core.record import record
-from asyncflow._core.results import Interruption, Payload
-from asyncflow._core.state import RunState
-from asyncflow._core.step_runs import Key, Snapshot
+from asyncflow._core.running.context import RunContext
+from asyncflow._core.running.state import RunState
+from asyncflow._core.running.step_runs import Key, Snapshot
 from asyncflow.events import ResultReused, RunResumed, RunStarted
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from asyncflow._core.context import attempt_in
+from asyncflow._core.running.context import attempt_in
 from asyncflow._core.tracebacks import awaiting_location
 from asyncflow._kernel.asyncio_compat import TIMER_SLACK_S
 from asyncflow._kernel.run_scope import RunScope

@@ -20,14 +20,14 @@ from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from asyncflow._core.annotations import parameter_types
 from asyncflow._core.errors import JournalError, PayloadError
-from asyncflow._core.graph import ITEM
+from asyncflow._core.history.remote_output import RemoteOutput
+from asyncflow._core.history.results import Payload, StepStatus
+from asyncflow._core.pipeline.annotations import parameter_types
+from asyncflow._core.pipeline.graph import ITEM
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.record import replace
-from asyncflow._core.remote_output import RemoteOutput
-from asyncflow._core.results import Payload, StepStatus
-from asyncflow._core.step import WorkflowStep
-from asyncflow._core.step_cache import CachedResult, cache_key
+from asyncflow._core.running.step_cache import CachedResult, cache_key
 from asyncflow._kernel.policy import Causes, NoAttempt, Passage, Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow._policies.durable import CachingJournal, CachingSession, RunPersistence

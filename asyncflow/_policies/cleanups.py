@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncflow._core.replay  # noqa: F401  # the result of a failed step may need it
-from asyncflow._core.step import WorkflowStep
+import asyncflow._core.history.replay  # noqa: F401  # the result of a failed step may need it
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._kernel.policy import Call, Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow.events import AttemptStarted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.text import name_suffix
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import FAILURES

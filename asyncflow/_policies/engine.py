@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.record import record
-from asyncflow._core.step import WorkflowStep
 
 if TYPE_CHECKING:
-    from asyncflow._core.context import Notes, StartedAttempt
+    from asyncflow._core.running.context import Notes, StartedAttempt
     from asyncflow._policies.workers import ThreadEnd
 
 

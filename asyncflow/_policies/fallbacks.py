@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.signal import take_instead
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.signal import take_instead
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._kernel.policy import Policy
 
 

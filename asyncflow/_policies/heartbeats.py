@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._kernel.asyncio_compat import TIMER_SLACK_S, running_task
 from asyncflow._kernel.policy import Call, Policy
 from asyncflow._kernel.run_scope import Parts

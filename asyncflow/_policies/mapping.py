@@ -4,7 +4,8 @@ Rules:
 
 1. An item is taken from its source only when the one before has been scheduled, so that neither
    items nor tasks pile up in front of a pool or of ``max_concurrency``; and none is taken while too
-   many finished ones wait for a later step (`asyncflow._core.chains`), or too many for equal calls.
+   many finished ones wait for a later step (`asyncflow._core.running.chains`), or too many
+   for equal calls.
 2. A mapped step ends after its items, whatever became of them. Their failures are raised together,
    if they are more than it tolerates.
 3. A source that is an asynchronous iterator may hang. So each wait for its next item is limited,
@@ -33,13 +34,13 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from asyncflow._core.chains import ItemQueue
 from asyncflow._core.errors import StepTimeoutError
-from asyncflow._core.graph import maker_of
-from asyncflow._core.results import StepStatus, outputs_of, with_note
-from asyncflow._core.scheduler import ROUNDING_MS
-from asyncflow._core.step import WorkflowStep, tolerates
-from asyncflow._core.step_runs import ItemEnd
+from asyncflow._core.history.results import StepStatus, outputs_of, with_note
+from asyncflow._core.pipeline.graph import maker_of
+from asyncflow._core.pipeline.step import WorkflowStep, tolerates
+from asyncflow._core.running.chains import ItemQueue
+from asyncflow._core.running.scheduler import ROUNDING_MS
+from asyncflow._core.running.step_runs import ItemEnd
 from asyncflow._core.text import describe_error
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import FAILURES, forget_cancels

@@ -21,10 +21,10 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from asyncflow._core.context import StartedAttempt, capturing_notes
 from asyncflow._core.errors import PayloadError
-from asyncflow._core.secret_texts import SecretTexts
-from asyncflow._core.streamed import joined, without_secrets
+from asyncflow._core.running.context import StartedAttempt, capturing_notes
+from asyncflow._core.running.secret_texts import SecretTexts
+from asyncflow._core.running.streamed import joined, without_secrets
 from asyncflow._core.text import cut, left_out
 from asyncflow._kernel.policy import Policy
 from asyncflow._policies.attempt_notes import FirstAndLast

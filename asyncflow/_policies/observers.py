@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from asyncflow._core.arguments import is_async
-from asyncflow._core.results import Interruption
+from asyncflow._core.history.results import Interruption
 from asyncflow._kernel.asyncio_compat import FAILURES
 from asyncflow._kernel.policy import Policy
 from asyncflow._policies.loop_monitor import NOT_THE_TASK

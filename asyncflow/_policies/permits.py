@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncflow._core.graph import Plan
-from asyncflow._core.pool import Clock, Pool, PoolTicket
-from asyncflow._core.step import WorkflowStep
-from asyncflow._core.step_runs import Phase
+from asyncflow._core.pipeline.graph import Plan
+from asyncflow._core.pipeline.step import WorkflowStep
+from asyncflow._core.pools.pool import Clock, Pool, PoolTicket
+from asyncflow._core.running.step_runs import Phase
 from asyncflow._kernel.asyncio_compat import NO_TIME_S
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import Parts

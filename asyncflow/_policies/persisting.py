@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
-from asyncflow._core.results import REDACTED, Interruption, Payload, why_cancelled
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.history.results import REDACTED, Interruption, Payload, why_cancelled
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._kernel.policy import Causes, Policy
 from asyncflow._kernel.run_scope import Host, RunScope
 from asyncflow._policies.durable import RunPersistence

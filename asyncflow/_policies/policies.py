@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from asyncflow._core.context import is_within_run
+from asyncflow._core.running.context import is_within_run
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow._policies.loop_monitor import LoopBlocks
@@ -16,8 +16,8 @@ from asyncflow._policies.loop_monitor import LoopBlocks
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from asyncflow._core.graph import Plan
-    from asyncflow._core.step import OpenResource
+    from asyncflow._core.pipeline.graph import Plan
+    from asyncflow._core.pipeline.step import OpenResource
     from asyncflow._policies.durable import CheckpointSession, RunPersistence
     from asyncflow._policies.notes import NoteQueue
     from asyncflow._policies.observers import Observer, Observing

@@ -9,9 +9,9 @@ import asyncio
 import os
 import time
 
-from asyncflow._core import pool as pools
-from asyncflow._core.context import current_clock
-from asyncflow._core.pool import Clock, Pool, PoolKeyStats, PoolStats
+from asyncflow._core.pools import pool as pools
+from asyncflow._core.pools.pool import Clock, Pool, PoolKeyStats, PoolStats
+from asyncflow._core.running.context import current_clock
 from asyncflow._kernel.asyncio_compat import has_virtual_time
 
 __all__ = ["Pool", "PoolKeyStats", "PoolStats", "pool_clock"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.step import (
+from asyncflow._core.pipeline.step import (
     WorkflowStep,
     check_pool_key,
     check_slots,

@@ -15,11 +15,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from asyncflow._core.pool import Clock, Pool
+from asyncflow._core.pools.pool import Clock, Pool
 from asyncflow._kernel.asyncio_compat import has_virtual_time
 
 if TYPE_CHECKING:
-    from asyncflow._core.pool_shares import PoolShare
+    from asyncflow._core.pools.shares import PoolShare
     from asyncflow._policies.durable import RunPersistence
 
 _CLOCK = Clock(time.monotonic, time.monotonic)

@@ -25,8 +25,8 @@ import anyio
 
 from asyncflow._core.arguments import is_async, python_signature
 from asyncflow._core.errors import ResourceError
-from asyncflow._core.results import Interruption, RunStatus
-from asyncflow._core.step import OpenResource
+from asyncflow._core.history.results import Interruption, RunStatus
+from asyncflow._core.pipeline.step import OpenResource
 from asyncflow._core.text import describe_error
 from asyncflow._core.tracebacks import awaiting_location, strip_internal_frames
 from asyncflow._kernel.asyncio_compat import (

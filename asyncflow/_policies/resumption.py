@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AbstractContextManager
 
 from asyncflow._core.errors import StepCrashedError
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow._policies.durable import RunPersistence

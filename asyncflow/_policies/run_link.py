@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-import asyncflow._core.replay  # noqa: F401  # the result of a failed step may need it
+import asyncflow._core.history.replay  # noqa: F401  # the result of a failed step may need it
 from asyncflow._core.errors import RunCancelledError
-from asyncflow._core.graph import Plan
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import Interruption, StepResult, StepStatus
-from asyncflow._core.streamed import StreamedValue, ValuesMissed
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import Interruption, StepResult, StepStatus
+from asyncflow._core.pipeline.graph import Plan
+from asyncflow._core.running.streamed import StreamedValue, ValuesMissed
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow.events import (
@@ -32,7 +32,7 @@ from asyncflow.events import (
 )
 
 if TYPE_CHECKING:
-    from asyncflow._core.state import RunState
+    from asyncflow._core.running.state import RunState
     from asyncflow._policies.draining import Draining
     from asyncflow._policies.durable import RunPersistence
     from asyncflow._policies.waits import Waits

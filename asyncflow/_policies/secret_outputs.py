@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from asyncflow._core.secret_texts import SecretTexts
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.step import WorkflowStep
+from asyncflow._core.running.secret_texts import SecretTexts
 from asyncflow._kernel.policy import Policy
 
 

@@ -25,11 +25,11 @@ from asyncflow._core.errors import (
     RunNotFoundError,
     StepTimeoutError,
 )
-from asyncflow._core.results import Payload, SignalAnswer, StepStatus
+from asyncflow._core.history.results import Payload, SignalAnswer, StepStatus
+from asyncflow._core.pipeline.signal import LONGEST_DESCRIPTION, Always, take
+from asyncflow._core.pipeline.step import Fallback, WorkflowStep
+from asyncflow._core.running.step_runs import Phase
 from asyncflow._core.same_value import is_same_value
-from asyncflow._core.signal import LONGEST_DESCRIPTION, Always, take
-from asyncflow._core.step import Fallback, WorkflowStep
-from asyncflow._core.step_runs import Phase
 from asyncflow._core.text import cut, describe_error, did_you_mean, safe_text
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._core.value_size import safe_repr

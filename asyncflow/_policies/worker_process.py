@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     """How to import the requesting main module: ``"module"`` or ``"path"``, and which."""
 
     _Attempt: TypeAlias = tuple[Any, ...]
-    """What `asyncflow._core.context` tells a process of the attempt, in types of Python alone."""
+    """What `asyncflow._core.running.context` tells a process of the attempt, in plain types."""
 
     _NotesWanted: TypeAlias = tuple[int, tuple[int | None, bool] | None] | None
     """The descriptor of the file for what the attempt says, and of notes the lowest level of log
@@ -79,7 +79,7 @@ def _respond(file: BinaryIO) -> None:
         import mmap  # few need it
 
         _head = mmap.mmap(file.fileno(), _HEAD)
-    own = _module("_core.process_attempt")
+    own = _module("_core.running.process_attempt")
     own.sent, own.notes, own.beat, own.clock = attempt, notes, _beat, _clock
     own.save = None if said is None else said.save
     try:

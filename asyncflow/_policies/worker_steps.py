@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from asyncflow._core.errors import StepTimeoutError
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._kernel.policy import Call, Passage, Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow._policies.permits import Permits

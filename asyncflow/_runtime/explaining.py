@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-from asyncflow._core.graph import OutputTypes, Plan
-from asyncflow._core.state import RunState
-from asyncflow._core.step import WorkflowStep, inputs_of
+from asyncflow._core.pipeline.graph import OutputTypes, Plan
+from asyncflow._core.pipeline.step import WorkflowStep, inputs_of
+from asyncflow._core.running.state import RunState
 from asyncflow._kernel.policy import Hooks, NodeHooks, Policy
 from asyncflow._kernel.run import Run
 from asyncflow._kernel.run_scope import Parts

@@ -24,9 +24,9 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from asyncflow._core.errors import JournalError, RunCancelledError
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import InterruptionCause, RunStatus, why_cancelled
-from asyncflow._core.streamed import StreamedValue, ValuesMissed
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import InterruptionCause, RunStatus, why_cancelled
+from asyncflow._core.running.streamed import StreamedValue, ValuesMissed
 from asyncflow._core.text import describe_error, did_you_mean, escape_controls
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import outlast, running_task
@@ -513,7 +513,7 @@ class RunHandle:
         self._check_started()
         if not isinstance(name, str):
             raise TypeError(f"name must be the name of a signal, not {type(name).__name__}")
-        from asyncflow._core.signal import check_sender  # few runs wait for one
+        from asyncflow._core.pipeline.signal import check_sender  # few runs wait for one
 
         check_sender(sent_by, note)
         await self.flush()  # or what is void would count as the first

@@ -8,14 +8,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 from asyncflow._core.arguments import ARGUMENTS, check_count, check_limit, check_names
+from asyncflow._core.pipeline.step import OpenResource, check_engine
 from asyncflow._core.record import record, replace, values_by_name
-from asyncflow._core.state import Schedule
-from asyncflow._core.step import OpenResource, check_engine
+from asyncflow._core.running.state import Schedule
 from asyncflow._core.text import safe_text
 
 if TYPE_CHECKING:
-    from asyncflow._core.results import AttributeValue
-    from asyncflow._core.step import AnyEngine
+    from asyncflow._core.history.results import AttributeValue
+    from asyncflow._core.pipeline.step import AnyEngine
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import AnyObserver
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from asyncflow._core.arguments import suggests_arguments
-from asyncflow._core.report import RunReport
-from asyncflow._core.state import Schedule
-from asyncflow._core.step import OpenResource, WorkflowStep
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.pipeline.step import OpenResource, WorkflowStep
+from asyncflow._core.running.state import Schedule
 from asyncflow._runtime.options import (
     NO_ATTRIBUTES,
     NO_RESOURCES,
@@ -20,8 +20,8 @@ from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
 from asyncflow._runtime.runnable import Runnable
 
 if TYPE_CHECKING:
-    from asyncflow._core.results import AttributeValue
-    from asyncflow._core.step import AnyEngine
+    from asyncflow._core.history.results import AttributeValue
+    from asyncflow._core.pipeline.step import AnyEngine
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import AnyObserver
 
@@ -138,7 +138,7 @@ class Orchestrator(Runnable):
         GitHub, GitLab and many editors draw such text. `RunReport.to_mermaid` adds how each step
         ended.
         """
-        from asyncflow._core.diagram import to_mermaid  # few programs draw one
+        from asyncflow._core.analysis.diagram import to_mermaid  # few programs draw one
 
         return to_mermaid(self._plan.depends_on)
 

@@ -35,7 +35,7 @@ from typing import (
 from weakref import WeakValueDictionary
 
 from asyncflow._core.arguments import Upstream, suggests_arguments
-from asyncflow._core.composition import (
+from asyncflow._core.pipeline.composition import (
     DeclaredStep,
     IncludedPipeline,
     check_policies,
@@ -45,9 +45,8 @@ from asyncflow._core.composition import (
     steps_of,
     with_defaults,
 )
-from asyncflow._core.signal import Always, Description, Signal, take_instead
-from asyncflow._core.state import Schedule
-from asyncflow._core.step import (
+from asyncflow._core.pipeline.signal import Always, Description, Signal, take_instead
+from asyncflow._core.pipeline.step import (
     CommonPolicies,
     Condition,
     EngineChoice,
@@ -57,6 +56,7 @@ from asyncflow._core.step import (
     StepPolicies,
     WorkflowStep,
 )
+from asyncflow._core.running.state import Schedule
 from asyncflow._runtime.options import NO_RESOURCES, RunOptions
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.planned_pipeline import Plans
@@ -65,7 +65,7 @@ from asyncflow._runtime.runnable import Runnable
 if TYPE_CHECKING:
     from typing_extensions import TypeForm  # type checkers bring it; `typing` has it from 3.15 on
 
-    from asyncflow._core.step import AnyEngine
+    from asyncflow._core.pipeline.step import AnyEngine
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import AnyObserver
 

@@ -16,12 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asyncflow._core.arguments import check_names, check_number
-from asyncflow._core.context import current_attempt, is_inside_run
-from asyncflow._core.graph import OutputTypes, Plan, plan
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.pipeline.graph import OutputTypes, Plan, plan
+from asyncflow._core.pipeline.step import WorkflowStep, on_engine, parameters_of
 from asyncflow._core.record import replace
-from asyncflow._core.report import RunReport
-from asyncflow._core.state import RunState
-from asyncflow._core.step import WorkflowStep, on_engine, parameters_of
+from asyncflow._core.running.context import current_attempt, is_inside_run
+from asyncflow._core.running.state import RunState
 from asyncflow._core.text import did_you_mean
 from asyncflow._kernel.asyncio_compat import wall_clock
 from asyncflow._kernel.run import Run
@@ -38,8 +38,8 @@ from asyncflow._runtime.scope_opening import Request, new_start, open_scope
 from asyncflow.events import RunResumed
 
 if TYPE_CHECKING:
-    from asyncflow._core.run_preview import RunPreview
-    from asyncflow._core.step import AnyEngine
+    from asyncflow._core.analysis.preview import RunPreview
+    from asyncflow._core.pipeline.step import AnyEngine
     from asyncflow._policies.durable import Journal, RunPersistence
     from asyncflow._policies.observers import Observer
     from asyncflow._policies.run_link import RunLink
@@ -130,7 +130,7 @@ class PlannedPipeline:
 
     def check_signal(self, name: str, value: Any) -> None:
         """Raise `ValueError` if it has a signal of this name which does not take a value."""
-        from asyncflow._core.signal import check_value  # few programs send one
+        from asyncflow._core.pipeline.signal import check_value  # few programs send one
 
         check_value(self.plan, name, value)
 
@@ -156,7 +156,7 @@ class PlannedPipeline:
                     "one: with_options(journal=...)"
                 )
             if "cache_ms" in request.plan.given:
-                from asyncflow._core.step_cache import check_not_cached  # few runs need it
+                from asyncflow._core.running.step_cache import check_not_cached  # few runs need it
 
                 check_not_cached(request.plan)
             return await self._execute(request, new_start(request), None, link)
@@ -252,7 +252,11 @@ class PlannedPipeline:
         is_refused = not request.allows_missing_steps
         request = request._replace(allows_missing_steps=True)
         journal = self._journal_of("preview()")
-        from asyncflow._core.run_preview import preview_of_report, preview_of_start, with_missing
+        from asyncflow._core.analysis.preview import (
+            preview_of_report,
+            preview_of_start,
+            with_missing,
+        )
         from asyncflow._runtime.run_opening import preview_run  # as in run
 
         start = await preview_run(journal, request, run_id, from_steps)

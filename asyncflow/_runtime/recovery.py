@@ -13,10 +13,10 @@ from asyncflow._core.errors import (
     RunCancelledError,
     RunNotFoundError,
 )
-from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import InterruptionCause, RunStatus
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.history.lost_runs import CONTINUED, LostRuns, NotLostError
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import InterruptionCause, RunStatus
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._policies.durable import Journal
 from asyncflow._runtime.orchestrator import Orchestrator

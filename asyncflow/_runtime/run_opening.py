@@ -12,21 +12,21 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from asyncflow._core.annotations import input_types
 from asyncflow._core.arguments import default_of
 from asyncflow._core.errors import PayloadError, PipelineChangedError, RunIdInUseError
-from asyncflow._core.fingerprint import fingerprints_of
-from asyncflow._core.graph import OutputTypes, Plan
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
+from asyncflow._core.history.resume import rerun, resume, valid_checkpoints
+from asyncflow._core.history.stored_log import OutputReader, log_of
+from asyncflow._core.pipeline.annotations import input_types
+from asyncflow._core.pipeline.fingerprint import fingerprints_of
+from asyncflow._core.pipeline.graph import OutputTypes, Plan
+from asyncflow._core.pipeline.signal import asks_of
+from asyncflow._core.pipeline.step import taker_of
 from asyncflow._core.record import replace
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
-from asyncflow._core.resume import rerun, resume, valid_checkpoints
+from asyncflow._core.running.step_cache import check_cached
 from asyncflow._core.same_value import is_same_value
-from asyncflow._core.signal import asks_of
-from asyncflow._core.step import taker_of
-from asyncflow._core.step_cache import check_cached
-from asyncflow._core.stored_log import OutputReader, log_of
 from asyncflow._core.text import nearest
 from asyncflow._kernel.run_scope import RunStart
 from asyncflow._policies.durable import (

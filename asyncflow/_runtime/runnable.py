@@ -7,13 +7,13 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from asyncflow._core.arguments import method_suggests_arguments, takes_by_name
-from asyncflow._core.report import RunReport
-from asyncflow._core.step import OpenResource
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.pipeline.step import OpenResource
 from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
 
 if TYPE_CHECKING:
-    from asyncflow._core.results import AttributeValue
-    from asyncflow._core.run_preview import RunPreview
+    from asyncflow._core.analysis.preview import RunPreview
+    from asyncflow._core.history.results import AttributeValue
     from asyncflow._policies.observers import AnyObserver
     from asyncflow._runtime.handle import RunHandle
     from asyncflow._runtime.options import OnConflict, Options, RunOptions

@@ -12,12 +12,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
-from asyncflow._core.checkpoints import Checkpoints
-from asyncflow._core.context import RunContext, StartedAttempt, enter_run, surroundings
-from asyncflow._core.graph import OutputTypes, Plan, refuse_shared_inputs
-from asyncflow._core.results import REDACTED_OUTPUT
-from asyncflow._core.state import RunState
-from asyncflow._core.step_runs import Key
+from asyncflow._core.history.results import REDACTED_OUTPUT
+from asyncflow._core.pipeline.graph import OutputTypes, Plan, refuse_shared_inputs
+from asyncflow._core.running.checkpoints import Checkpoints
+from asyncflow._core.running.context import RunContext, StartedAttempt, enter_run, surroundings
+from asyncflow._core.running.state import RunState
+from asyncflow._core.running.step_runs import Key
 from asyncflow._kernel.action_data import ActionData
 from asyncflow._kernel.asyncio_compat import cancel_requested, clock_of
 from asyncflow._kernel.run_scope import RunScope, RunStart
@@ -25,8 +25,8 @@ from asyncflow._runtime.options import NO_ATTRIBUTES
 from asyncflow.events import RunResumed, RunStarted
 
 if TYPE_CHECKING:
-    from asyncflow._core.results import AttributeValue
-    from asyncflow._core.secret_texts import SecretTexts
+    from asyncflow._core.history.results import AttributeValue
+    from asyncflow._core.running.secret_texts import SecretTexts
     from asyncflow._policies.calls import NamedCalls
     from asyncflow._policies.durable import Journal, RunPersistence
     from asyncflow._policies.notes import NoteQueue
@@ -112,7 +112,7 @@ def open_scope(
     clock, notes = clock_of(loop), None
     secrets = _secrets_of(start, outer.secrets)
     if observers or (persistence is not None and persistence.takes_notes):
-        from asyncflow._core.secret_texts import SecretTexts  # as in `_secrets_of`
+        from asyncflow._core.running.secret_texts import SecretTexts  # as in `_secrets_of`
 
         secrets = secrets or SecretTexts()
 
@@ -217,7 +217,7 @@ def _secrets_of(start: RunStart, outer: SecretTexts | None) -> SecretTexts | Non
     hidden = [name for name in start.inputs if shown.get(name) is REDACTED_OUTPUT]
     if not hidden and not start.event.secret and outer is None:
         return None
-    from asyncflow._core.secret_texts import SecretTexts  # few runs know one
+    from asyncflow._core.running.secret_texts import SecretTexts  # few runs know one
 
     secrets = SecretTexts(outer)
     for name in hidden:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from asyncflow._core.comparison import (
+from asyncflow._core.analysis.comparison import (
     InputChange,
     RunComparison,
     StepComparison,
@@ -16,11 +16,11 @@ from asyncflow._core.comparison import (
     reused_items,
     reused_steps,
 )
-from asyncflow._core.failures import first_failure
-from asyncflow._core.looks import look_of
+from asyncflow._core.analysis.failures import first_failure
+from asyncflow._core.analysis.looks import look_of
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import RunStatus, StepResult
 from asyncflow._core.preview import preview, shortened
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus, StepResult
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.preview import error_words
 

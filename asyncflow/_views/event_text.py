@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from asyncflow import events
+from asyncflow._core.analysis.remarks import answered_text, nth_of, reused_text
 from asyncflow._core.arguments import LEVELS
-from asyncflow._core.remarks import answered_text, nth_of, reused_text
-from asyncflow._core.results import RunStatus, StepStatus
+from asyncflow._core.history.results import RunStatus, StepStatus
 from asyncflow._core.text import (
     LONGEST_LINE,
     cut,

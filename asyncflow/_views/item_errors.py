@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asyncflow._core.failures import ItemErrors, why_failed
-from asyncflow._core.step_view import StepView
+from asyncflow._core.analysis.failures import ItemErrors, why_failed
+from asyncflow._core.history.step_view import StepView
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._core.tracebacks import format_error
 from asyncflow._views.received import item_value

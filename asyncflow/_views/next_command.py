@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from asyncflow._core.failures import first_failure
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.analysis.failures import first_failure
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import RunStatus
 from asyncflow._views.received import received_text
 from asyncflow._views.run_view import RunView
 from asyncflow._views.signal_form import example_of, type_of_signal

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from asyncflow._core.looks import WAITS_LOOK, look_of
+from asyncflow._core.analysis.looks import WAITS_LOOK, look_of
+from asyncflow._core.analysis.remarks import remarks_of
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import SignalWait, StepStatus
+from asyncflow._core.history.step_view import StepView
 from asyncflow._core.preview import shortened
-from asyncflow._core.remarks import remarks_of
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import SignalWait, StepStatus
-from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.names import middle_out
 from asyncflow._views.preview import error_words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncflow._core.statistics import SameErrors, StepStatistics
+from asyncflow._core.analysis.statistics import SameErrors, StepStatistics
 from asyncflow._core.text import plural
 
 

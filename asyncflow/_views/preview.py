@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, tzinfo
 
 from asyncflow._core.errors import RestoredError
+from asyncflow._core.history.results import to_restored_error
 from asyncflow._core.preview import Preview, beginning, printable, shortened, size_of
-from asyncflow._core.results import to_restored_error
 from asyncflow._core.text import describe_error
 
 

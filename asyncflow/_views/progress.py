@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from asyncflow._core.results import StepStatus
-from asyncflow._core.step_view import StepView
+from asyncflow._core.history.results import StepStatus
+from asyncflow._core.history.step_view import StepView
 from asyncflow._core.text import duration
 from asyncflow._views.event_text import counted, number_text
 from asyncflow.events import StepProgressed

@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from asyncflow._core.looks import WAITS_LOOK
-from asyncflow._core.results import (
+from asyncflow._core.analysis.looks import WAITS_LOOK
+from asyncflow._core.analysis.slowness import Slower
+from asyncflow._core.history.results import (
     StepStatus,
     has_fallen_back,
 )
-from asyncflow._core.slowness import Slower
-from asyncflow._core.step_view import StepView
+from asyncflow._core.history.step_view import StepView
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took
 from asyncflow._views.progress import left_text

@@ -7,19 +7,19 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from asyncflow._core.critical_path import StepTime, critical_path, time_of_wait
-from asyncflow._core.failures import failures, first_failure
-from asyncflow._core.looks import Look, counted_looks
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import RunReport, paused_ms
-from asyncflow._core.results import (
+from asyncflow._core.analysis.critical_path import StepTime, critical_path, time_of_wait
+from asyncflow._core.analysis.failures import failures, first_failure
+from asyncflow._core.analysis.looks import Look, counted_looks
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.report import RunReport, paused_ms
+from asyncflow._core.history.results import (
     REDACTED_OUTPUT,
     RunStatus,
     Segment,
     StepStatus,
     blocks_dependents,
 )
-from asyncflow._core.step_view import StepView
+from asyncflow._core.history.step_view import StepView
 from asyncflow.events import PoolPaused
 
 

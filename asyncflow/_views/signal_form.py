@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from asyncflow._core.signal import SHAPE, shape_text
+from asyncflow._core.pipeline.signal import SHAPE, shape_text
 
 _PLAIN = ("boolean", "integer", "number", "string")
 _MOST_FIELDS = 30

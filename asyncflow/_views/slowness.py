@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from asyncflow._core.results import StepStatus
-from asyncflow._core.slowness import Slower, is_comparable, is_slower, slower_of
+from asyncflow._core.analysis.slowness import Slower, is_comparable, is_slower, slower_of
+from asyncflow._core.history.results import StepStatus
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.run_view import RunView
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Literal, NamedTuple, TypeAlias
 
-from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._core.history.step_view import AttemptView, StepView
 
 SpanKind: TypeAlias = Literal["queue", "attempt", "blocked", "backoff"]
 

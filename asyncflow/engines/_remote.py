@@ -24,11 +24,11 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
-from asyncflow._core.context import current_checkpoints, last_error_to_send
 from asyncflow._core.errors import NotSendableError, RestoredError
+from asyncflow._core.history.remote_output import RemoteOutput
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.record import values_by_name
-from asyncflow._core.remote_output import RemoteOutput
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.running.context import current_checkpoints, last_error_to_send
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._policies.attempt_notes import pass_on
 from asyncflow._policies.engine import EngineCall

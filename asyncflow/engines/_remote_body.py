@@ -15,8 +15,12 @@ from types import CoroutineType
 from typing import Any, Protocol
 
 from asyncflow._core.arguments import checked_awaitable, is_iterator, refuse_unawaited
-from asyncflow._core.checkpoints import Checkpoints, received_checkpoints
-from asyncflow._core.context import (
+from asyncflow._core.history.results import Payload
+from asyncflow._core.pipeline.graph import Dependents, Plan
+from asyncflow._core.pipeline.step import RunIf, WorkflowStep
+from asyncflow._core.record import replace
+from asyncflow._core.running.checkpoints import Checkpoints, received_checkpoints
+from asyncflow._core.running.context import (
     AttemptExtras,
     RunContext,
     capturing_notes,
@@ -24,10 +28,6 @@ from asyncflow._core.context import (
     enter_run,
     received_error,
 )
-from asyncflow._core.graph import Dependents, Plan
-from asyncflow._core.record import replace
-from asyncflow._core.results import Payload
-from asyncflow._core.step import RunIf, WorkflowStep
 from asyncflow._core.text import safe_text
 from asyncflow._core.tracebacks import format_error, strip_internal_frames
 from asyncflow._kernel.asyncio_compat import cancel_requested, clock_of, running_task

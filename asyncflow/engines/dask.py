@@ -32,8 +32,8 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from asyncflow._core.arguments import check_count, check_number
-from asyncflow._core.remote_output import RemoteOutput
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.history.remote_output import RemoteOutput
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._policies.engine import EngineCall
 from asyncflow.engines import _dask_wire

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from asyncflow._core.arguments import check_count
 from asyncflow._core.errors import WorkerLostError
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.text import describe_fully
 from asyncflow._kernel.asyncio_compat import TIMER_SLACK_S, outlast
 from asyncflow._policies.engine import EngineCall

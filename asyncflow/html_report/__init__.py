@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from asyncflow._core.arguments import check_number
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import RunStatus
 from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView, count_left_out

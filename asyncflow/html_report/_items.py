@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from asyncflow._core.looks import OUTCOME_LOOKS, STEP_LOOKS, Look
-from asyncflow._core.results import StepStatus
-from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._core.analysis.looks import OUTCOME_LOOKS, STEP_LOOKS, Look
+from asyncflow._core.history.results import StepStatus
+from asyncflow._core.history.step_view import AttemptView, StepView
 
 OUTCOMES = ("failed", "cancelled", "retried", "running", "skipped", "success", "pending")
 """What becomes of an item, what needs attention first. One is ``retried`` if it succeeded, but not

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from asyncflow._core.results import RunStatus
+from asyncflow._core.history.results import RunStatus
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
 from asyncflow.events import StepLogged

@@ -12,7 +12,7 @@ from itertools import groupby, pairwise
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
-from asyncflow._core.failures import (
+from asyncflow._core.analysis.failures import (
     ItemErrors,
     error_counts,
     failed_items,
@@ -20,18 +20,25 @@ from asyncflow._core.failures import (
     item_errors,
     own_error,
 )
-from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, WORST_FIRST, Look, counted_looks, look_of
-from asyncflow._core.preview import Preview, preview
-from asyncflow._core.remarks import nth_of, remarks_of, waited_text
-from asyncflow._core.results import (
+from asyncflow._core.analysis.looks import (
+    RUN_LOOKS,
+    STEP_LOOKS,
+    WORST_FIRST,
+    Look,
+    counted_looks,
+    look_of,
+)
+from asyncflow._core.analysis.remarks import nth_of, remarks_of, waited_text
+from asyncflow._core.analysis.slowness import Slower, is_comparable, is_slower
+from asyncflow._core.history.results import (
     RunStatus,
     StepStatus,
     fail_fast_reason,
     visible_output,
 )
+from asyncflow._core.history.step_view import AttemptView, StepView
+from asyncflow._core.preview import Preview, preview
 from asyncflow._core.run_attributes import attributes_text
-from asyncflow._core.slowness import Slower, is_comparable, is_slower
-from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration, escape_controls, left_out
 from asyncflow._views.dag import GraphDrawing, draw_graph
 from asyncflow._views.event_text import place_text

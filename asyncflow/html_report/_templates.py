@@ -10,8 +10,8 @@ import zlib
 from functools import cache
 from importlib import resources
 
+from asyncflow._core.analysis.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.errors import MissingExtraError
-from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.preview import printable, shortened
 from asyncflow._core.text import duration, plural
 from asyncflow._views.names import middle_out

@@ -7,8 +7,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from asyncflow._core.results import Segment, SignalWait
-from asyncflow._core.step_view import ActiveTime, AttemptView, StepView
+from asyncflow._core.history.results import Segment, SignalWait
+from asyncflow._core.history.step_view import ActiveTime, AttemptView, StepView
 from asyncflow._views.axis import changing_counts
 from asyncflow._views.event_text import place_text
 from asyncflow._views.spans import AttemptSpan, SpanKind, spans_of

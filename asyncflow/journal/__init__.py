@@ -26,9 +26,14 @@ except ImportError as _error:
         "a journal needs msgspec, which comes with an extra: pip install 'asyncflow-tiers[journal]'"
     ) from _error
 
-from asyncflow._core.comparison import InputChange, OutputComparison, RunComparison, StepComparison
-from asyncflow._core.run_preview import RunPreview, StepPreview
-from asyncflow._core.statistics import StepOutcome, StepStatistics
+from asyncflow._core.analysis.comparison import (
+    InputChange,
+    OutputComparison,
+    RunComparison,
+    StepComparison,
+)
+from asyncflow._core.analysis.preview import RunPreview, StepPreview
+from asyncflow._core.analysis.statistics import StepOutcome, StepStatistics
 from asyncflow.journal._postgres import PostgresJournal
 from asyncflow.journal._queries import (
     PipelineStatistics,

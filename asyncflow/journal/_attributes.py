@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from asyncflow._core.results import AttributeValue
+from asyncflow._core.history.results import AttributeValue
 from asyncflow.journal._event_codec import from_json, to_json
 from asyncflow.journal._sql import Statement
 

@@ -26,16 +26,13 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
+from asyncflow._core.analysis.comparison import RunComparison
+from asyncflow._core.analysis.slowness import Slower
 from asyncflow._core.arguments import check_count, check_names, check_number, parse_level
-from asyncflow._core.checkpoints import LARGEST as LARGEST_CHECKPOINT
-from asyncflow._core.comparison import RunComparison
-from asyncflow._core.context import current_run, is_inside_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, RunNotFoundError
-from asyncflow._core.pool import Clock, Pool
-from asyncflow._core.pool_shares import PoolShare
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import (
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import (
     AttributeValue,
     Interruption,
     InterruptionCause,
@@ -44,10 +41,13 @@ from asyncflow._core.results import (
     StepStatus,
     why_cancelled,
 )
-from asyncflow._core.signal import check_sender, is_plain
-from asyncflow._core.slowness import Slower
-from asyncflow._core.step_cache import CachedResult
-from asyncflow._core.streamed import MOST_BYTES, StreamedValue
+from asyncflow._core.pipeline.signal import check_sender, is_plain
+from asyncflow._core.pools.pool import Clock, Pool
+from asyncflow._core.pools.shares import PoolShare
+from asyncflow._core.running.checkpoints import LARGEST as LARGEST_CHECKPOINT
+from asyncflow._core.running.context import current_run, is_inside_run
+from asyncflow._core.running.step_cache import CachedResult
+from asyncflow._core.running.streamed import MOST_BYTES, StreamedValue
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import (
     Event,

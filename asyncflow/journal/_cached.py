@@ -9,8 +9,8 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from asyncflow._core.results import Payload
-from asyncflow._core.step_cache import CachedResult
+from asyncflow._core.history.results import Payload
+from asyncflow._core.running.step_cache import CachedResult
 from asyncflow._core.text import describe_fully
 from asyncflow.events import StepSucceeded
 from asyncflow.journal._event_codec import event_checksum, event_of

@@ -37,8 +37,8 @@ from asyncflow._core.errors import (
     StepTimeoutError,
     WorkerLostError,
 )
+from asyncflow._core.history.results import REDACTED, Payload, RunStatus, to_restored_error
 from asyncflow._core.record import REQUIRED, defaults_of
-from asyncflow._core.results import REDACTED, Payload, RunStatus, to_restored_error
 from asyncflow._core.text import LONGEST_TEXT, cut, safe_text
 from asyncflow.events import Event, RunStarted
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from asyncflow._core.history.results import REDACTED
 from asyncflow._core.record import replace
-from asyncflow._core.results import REDACTED
 from asyncflow.events import Event, ResultReused, RunResumed, RunStarted, StepSucceeded
 from asyncflow.journal._event_codec import column_of, row_of
 from asyncflow.journal._run_lists import RunLists

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import RunAlreadyActiveError
-from asyncflow._core.results import RunStatus
+from asyncflow._core.history.results import RunStatus
 from asyncflow.journal._event_codec import column_of, from_column
 from asyncflow.journal._sql import NOW, Cursor, Database, Parameters
 

@@ -14,11 +14,11 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from asyncflow._core.analysis.slowness import Slower, is_comparable, is_slower, slower_of
+from asyncflow._core.analysis.statistics import StepRun, step_runs, step_statistics
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.results import REDACTED_OUTPUT, RunStatus, StepStatus
 from asyncflow._core.record import replace as with_changes
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED_OUTPUT, RunStatus, StepStatus
-from asyncflow._core.slowness import Slower, is_comparable, is_slower, slower_of
-from asyncflow._core.statistics import StepRun, step_runs, step_statistics
 from asyncflow.events import Event, ResultReused, RunStarted
 from asyncflow.journal._event_codec import event_of, read_error
 from asyncflow.journal._payload_codec import Codec

@@ -38,8 +38,8 @@ import msgspec.inspect
 
 from asyncflow._core.arguments import instead_of_iterator, is_iterator
 from asyncflow._core.errors import MissingExtraError, PayloadError
-from asyncflow._core.remote_output import RemoteOutput, is_remote
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
+from asyncflow._core.history.remote_output import RemoteOutput, is_remote
+from asyncflow._core.history.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
 from asyncflow._core.text import describe_fully, escape_controls
 from asyncflow._core.value_size import Extent, extent, field_names, safe_repr
 from asyncflow.journal._models import (

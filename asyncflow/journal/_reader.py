@@ -14,16 +14,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from asyncflow._core.comparison import RunComparison, compare
+from asyncflow._core.analysis.comparison import RunComparison, compare
 from asyncflow._core.errors import (
     JournalError,
     LeaseLostError,
     PayloadError,
     RunUnreadableError,
 )
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import Payload, RunStatus, StepStatus
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import Payload, RunStatus, StepStatus
 from asyncflow._core.text import describe_fully, did_you_mean
 from asyncflow.events import (
     Event,

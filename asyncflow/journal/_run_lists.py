@@ -11,9 +11,9 @@ from dataclasses import replace
 from itertools import chain, starmap
 from typing import Any, NamedTuple, get_args
 
+from asyncflow._core.analysis.statistics import usual
 from asyncflow._core.errors import RunNotFoundError, RunUnreadableError
-from asyncflow._core.results import InterruptionCause, RunStatus
-from asyncflow._core.statistics import usual
+from asyncflow._core.history.results import InterruptionCause, RunStatus
 from asyncflow._core.text import did_you_mean
 from asyncflow.events import Event, RunFinished, RunStarted
 from asyncflow.journal._attributes import (

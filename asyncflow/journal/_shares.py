@@ -3,7 +3,7 @@
 - `pools` has one row per name of a pool. A process locks it before it reads or writes anything else
   of the pool. It expires when the pause of the pool ends.
 - `shares` has one row per pool and process that runs an attempt in it or has one waiting; see
-  `asyncflow._core.pool_shares`. It expires as a lease does. One that has expired, and one whose
+  `asyncflow._core.pools.shares`. It expires as a lease does. One that has expired, and one whose
   process is provably dead, counts no more, and the process that sees it deletes it.
 
 All pools of a process take one transaction. What has not changed is not written again before a
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
 from asyncflow._core.errors import JournalError
-from asyncflow._core.pool import Clock, Pool
-from asyncflow._core.pool_shares import TICK_S, Negotiated, PoolNumbers, PoolShare, ShareRow
+from asyncflow._core.pools.pool import Clock, Pool
+from asyncflow._core.pools.shares import TICK_S, Negotiated, PoolNumbers, PoolShare, ShareRow
 from asyncflow._core.text import describe_error
 from asyncflow.journal._event_codec import column_of, from_column
 from asyncflow.journal._machine import held_claims, new_claim

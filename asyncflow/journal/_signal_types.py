@@ -1,4 +1,4 @@
-"""What a signal takes, as its schema and its shape say: see `asyncflow._core.signal`.
+"""What a signal takes, as its schema and its shape say: see `asyncflow._core.pipeline.signal`.
 
 Who knows the type of a signal makes an instance of what it takes. A journal knows only what a run
 has stored of it, and what no schema says, such as the validator of a model, the run finds when it
@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from asyncflow._core.results import Payload
-from asyncflow._core.signal import SHAPE, fits, is_plain, other_type, shape_of, shape_text
+from asyncflow._core.history.results import Payload
+from asyncflow._core.pipeline.signal import SHAPE, fits, is_plain, other_type, shape_of, shape_text
 from asyncflow._core.text import describe_fully, safe_text
 from asyncflow._core.value_size import safe_repr
 from asyncflow.journal._models import is_model, schema_of_model

@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.errors import RunNotFoundError
-from asyncflow._core.results import Payload, SignalAnswer
+from asyncflow._core.history.results import Payload, SignalAnswer
 from asyncflow.journal._event_codec import (
     column_of,
     data_checksum,

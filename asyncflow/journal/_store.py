@@ -39,11 +39,11 @@ from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
-from asyncflow._core.checkpoints import StoredCall
 from asyncflow._core.errors import RunAlreadyActiveError, RunUnreadableError
-from asyncflow._core.results import RunStatus, why_cancelled
-from asyncflow._core.step_cache import CachedResult
-from asyncflow._core.step_runs import Key
+from asyncflow._core.history.results import RunStatus, why_cancelled
+from asyncflow._core.running.checkpoints import StoredCall
+from asyncflow._core.running.step_cache import CachedResult
+from asyncflow._core.running.step_runs import Key
 from asyncflow._core.text import describe_fully
 from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted
 from asyncflow.journal._cached import SELECT_CACHED, CacheLookup, Wanted, cached_of, wanted_by

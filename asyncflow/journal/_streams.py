@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.errors import RunNotFoundError
-from asyncflow._core.streamed import StreamedValue
+from asyncflow._core.running.streamed import StreamedValue
 from asyncflow._core.text import did_you_mean
 from asyncflow.events import RunResumed, RunStarted, StepStreamed
 from asyncflow.journal._event_codec import column_of

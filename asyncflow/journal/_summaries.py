@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from asyncflow._core.results import RunStatus
-from asyncflow._core.statistics import StepRun
+from asyncflow._core.analysis.statistics import StepRun
+from asyncflow._core.history.results import RunStatus
 from asyncflow.events import RunFinished
 from asyncflow.journal._event_codec import (
     StoredError,

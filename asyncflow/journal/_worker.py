@@ -25,10 +25,10 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
-from asyncflow._core.checkpoints import StoredCall
 from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiveError
-from asyncflow._core.results import SignalAnswer
-from asyncflow._core.step_runs import Key
+from asyncflow._core.history.results import SignalAnswer
+from asyncflow._core.running.checkpoints import StoredCall
+from asyncflow._core.running.step_runs import Key
 from asyncflow._core.text import describe_fully
 from asyncflow.journal._keys import CancelCause, RunKey
 from asyncflow.journal._machine import held_claims, new_claim

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import IO, Any, NamedTuple
 
-from asyncflow._core.context import current_attempt
+from asyncflow._core.running.context import current_attempt
 from asyncflow.events import (
     AttemptFailed,
     Event,

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from asyncflow._core.failures import why_failed
-from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
-from asyncflow._core.remarks import nth_of, waited_text
-from asyncflow._core.results import RunStatus, StepStatus
-from asyncflow._core.slowness import Slower
-from asyncflow._core.step_view import StepView
+from asyncflow._core.analysis.failures import why_failed
+from asyncflow._core.analysis.looks import RUN_LOOKS, STEP_LOOKS
+from asyncflow._core.analysis.remarks import nth_of, waited_text
+from asyncflow._core.analysis.slowness import Slower
+from asyncflow._core.history.results import RunStatus, StepStatus
+from asyncflow._core.history.step_view import StepView
 from asyncflow._core.text import describe_error, duration, error_lines, plural
 from asyncflow._core.tracebacks import user_frames
 from asyncflow._views.item_errors import items_text

@@ -20,9 +20,9 @@ from itertools import accumulate, chain, islice
 
 from rich.text import Text
 
-from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, Look, counted_looks
-from asyncflow._core.results import StepStatus
-from asyncflow._core.step_view import StepView
+from asyncflow._core.analysis.looks import RUN_LOOKS, STEP_LOOKS, Look, counted_looks
+from asyncflow._core.history.results import StepStatus
+from asyncflow._core.history.step_view import StepView
 from asyncflow._core.text import duration
 from asyncflow._views.event_text import pause_text
 from asyncflow._views.progress import left_text

@@ -10,11 +10,11 @@ from typing import NamedTuple, TypeAlias
 from rich.cells import cell_len
 from rich.text import Text
 
-from asyncflow._core.failures import error_counts, item_errors, own_error
-from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, WAITS_LOOK, look_of
-from asyncflow._core.remarks import nth_of, remarks_of
-from asyncflow._core.results import StepStatus
-from asyncflow._core.step_view import StepView
+from asyncflow._core.analysis.failures import error_counts, item_errors, own_error
+from asyncflow._core.analysis.looks import DIED_LOOK, STEP_LOOKS, WAITS_LOOK, look_of
+from asyncflow._core.analysis.remarks import nth_of, remarks_of
+from asyncflow._core.history.results import StepStatus
+from asyncflow._core.history.step_view import StepView
 from asyncflow._core.text import describe_error, duration, plural
 from asyncflow._views.event_text import counted
 from asyncflow._views.progress import (

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
-from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS, STEP_LOOKS, Look
+from asyncflow._core.analysis.looks import OUTCOME_LOOKS, RUN_LOOKS, STEP_LOOKS, Look
 from asyncflow._core.text import escape_controls
 from asyncflow._views.names import middle_out
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from asyncflow._core.looks import DIED_LOOK, OUTCOME_LOOKS, STEP_LOOKS, WAITS_LOOK, look_of
-from asyncflow._core.remarks import DIED
-from asyncflow._core.results import StepStatus
-from asyncflow._core.step_view import AttemptView, ItemAttemptEnd, StepView
+from asyncflow._core.analysis.looks import DIED_LOOK, OUTCOME_LOOKS, STEP_LOOKS, WAITS_LOOK, look_of
+from asyncflow._core.analysis.remarks import DIED
+from asyncflow._core.history.results import StepStatus
+from asyncflow._core.history.step_view import AttemptView, ItemAttemptEnd, StepView
 from asyncflow._core.text import duration
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView

@@ -19,7 +19,7 @@ except ImportError as _error:
         "pip install 'asyncflow-tiers[otel]'"
     ) from _error
 
-from asyncflow._core.pool import Pool
+from asyncflow._core.pools.pool import Pool
 from asyncflow.events import AttemptStarted, Event
 from asyncflow.otel._metrics import (
     Instruments,

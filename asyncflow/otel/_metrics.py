@@ -18,8 +18,8 @@ from opentelemetry.metrics import (
 
 from asyncflow import events
 from asyncflow._core.errors import JournalError
-from asyncflow._core.pool import Pool, PoolKeyStats, PoolStats
-from asyncflow._core.results import RunStatus
+from asyncflow._core.history.results import RunStatus
+from asyncflow._core.pools.pool import Pool, PoolKeyStats, PoolStats
 from asyncflow.otel import _semconv as semconv
 from asyncflow.otel._semconv import attempt_end, encodable, error_type, result_of
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from asyncflow._core.errors import RestoredError, StepTimeoutError
-from asyncflow._core.results import RunStatus, StepStatus
+from asyncflow._core.history.results import RunStatus, StepStatus
 from asyncflow.events import (
     AttemptFailed,
     RunFinished,

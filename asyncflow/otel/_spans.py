@@ -27,7 +27,7 @@ from opentelemetry.trace import (
 )
 
 from asyncflow import events
-from asyncflow._core.results import RunStatus, StepStatus, to_restored_error
+from asyncflow._core.history.results import RunStatus, StepStatus, to_restored_error
 from asyncflow._core.text import describe_error, escape_controls
 from asyncflow._views.event_text import describe_event
 from asyncflow.otel import _semconv as semconv

@@ -7,7 +7,7 @@ import logging
 from types import TracebackType
 from typing import Any
 
-from asyncflow._core.step import OpenResource
+from asyncflow._core.pipeline.step import OpenResource
 from asyncflow._core.text import describe_error
 from asyncflow._policies.resources import check_manager
 

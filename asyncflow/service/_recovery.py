@@ -37,10 +37,10 @@ from asyncflow._core.errors import (
     RunCancelledError,
     RunUnreadableError,
 )
-from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus, StepStatus
-from asyncflow._core.signal import check_answer
+from asyncflow._core.history.lost_runs import CONTINUED, LostRuns, NotLostError
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import RunStatus, StepStatus
+from asyncflow._core.pipeline.signal import check_answer
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline

@@ -30,18 +30,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
 from asyncflow._core.arguments import check_count, check_number, method_suggests_arguments
-from asyncflow._core.context import leave_attempt
 from asyncflow._core.errors import (
     SHUTDOWN,
     RunAlreadyActiveError,
     RunCancelledError,
     RunNotFoundError,
 )
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import AttributeValue, RunStatus
-from asyncflow._core.signal import check_value
-from asyncflow._core.step import inputs_of
-from asyncflow._core.streamed import StreamedValue
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import AttributeValue, RunStatus
+from asyncflow._core.pipeline.signal import check_value
+from asyncflow._core.pipeline.step import inputs_of
+from asyncflow._core.running.context import leave_attempt
+from asyncflow._core.running.streamed import StreamedValue
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._policies.engine import Engine

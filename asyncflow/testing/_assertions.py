@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import StepResult
 from asyncflow._core.text import duration
 from asyncflow.testing._recorded_runs import timeline
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from asyncflow._core.arguments import is_async
-from asyncflow._core.report import RunReport
+from asyncflow._core.history.report import RunReport
 from asyncflow._core.value_size import safe_repr
 
 Check: TypeAlias = Callable[[RunReport], object]

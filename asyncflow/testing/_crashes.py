@@ -33,8 +33,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import IO, Any, NoReturn, TypeAlias, TypeVar
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.checkpoints import StoredCall
-from asyncflow._core.context import call_watchers, key_watchers
 from asyncflow._core.errors import (
     JournalError,
     RestoredError,
@@ -42,10 +40,18 @@ from asyncflow._core.errors import (
     RunNotFoundError,
     StepCrashedError,
 )
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import (
+    Payload,
+    RestoredOutput,
+    RunStatus,
+    StepResult,
+    StepStatus,
+)
 from asyncflow._core.record import record
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import Payload, RestoredOutput, RunStatus, StepResult, StepStatus
+from asyncflow._core.running.checkpoints import StoredCall
+from asyncflow._core.running.context import call_watchers, key_watchers
 from asyncflow._core.text import cut, did_you_mean, plural
 from asyncflow._core.value_size import safe_repr
 from asyncflow._policies import worker_process

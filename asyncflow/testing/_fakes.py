@@ -17,9 +17,9 @@ from functools import partial
 from typing import Any
 
 from asyncflow._core.arguments import check_count, signature_of
-from asyncflow._core.context import current_step
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.record import record
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.running.context import current_step
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.planned_pipeline import replacements
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of, replacement

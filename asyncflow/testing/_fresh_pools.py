@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from asyncflow._core.pool import Pool
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.pipeline.step import WorkflowStep
+from asyncflow._core.pools.pool import Pool
 from asyncflow._runtime.planned_pipeline import replacements
 
 

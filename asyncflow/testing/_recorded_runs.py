@@ -17,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asyncflow._core.looks import Look, look_of
+from asyncflow._core.analysis.looks import Look, look_of
+from asyncflow._core.analysis.remarks import remarks_of
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import StepResult, StepStatus
 from asyncflow._core.record import values_by_name
-from asyncflow._core.remarks import remarks_of
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.text import describe_error, duration, escape_controls, plural
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.planned_pipeline import report_watchers

@@ -27,13 +27,13 @@ from random import Random
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.arguments import check_count, check_number, reject_awaitable
-from asyncflow._core.context import current_step
 from asyncflow._core.errors import HangError
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import RunStatus, StepResult, StepStatus
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.record import record, show, values_by_name
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus, StepResult, StepStatus
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.running.context import current_step
 from asyncflow._core.text import duration, plural
 from asyncflow._core.tracebacks import awaiting_location
 from asyncflow._runtime.planned_pipeline import replacements

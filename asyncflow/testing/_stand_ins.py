@@ -17,10 +17,10 @@ from functools import wraps
 from operator import is_
 from typing import Any, TypeAlias
 
-from asyncflow._core.annotations import output_type, parameter_types
 from asyncflow._core.arguments import Upstream, function_of, python_signature
+from asyncflow._core.pipeline.annotations import output_type, parameter_types
+from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.record import replace
-from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 from asyncflow._runtime.planned_pipeline import StepReplacement

@@ -10,10 +10,15 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from asyncflow._core.arguments import check_count, check_limit
-from asyncflow._core.context import AttemptExtras, RunContext, StartedAttempt, enter_direct_call
-from asyncflow._core.graph import plan
-from asyncflow._core.results import StepResult
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.history.results import StepResult
+from asyncflow._core.pipeline.graph import plan
+from asyncflow._core.pipeline.step import WorkflowStep
+from asyncflow._core.running.context import (
+    AttemptExtras,
+    RunContext,
+    StartedAttempt,
+    enter_direct_call,
+)
 from asyncflow._kernel.asyncio_compat import cancel_requested
 
 

@@ -12,11 +12,11 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncflow._core.comparison import RunComparison, StepComparison
-from asyncflow._core.failures import first_failure
-from asyncflow._core.looks import look_of
-from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.analysis.comparison import RunComparison, StepComparison
+from asyncflow._core.analysis.failures import first_failure
+from asyncflow._core.analysis.looks import look_of
+from asyncflow._core.history.report import RunReport
+from asyncflow._core.history.results import RunStatus
 from asyncflow._views.comparison_text import (
     arrow,
     difference_text,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 from anyio import CancelScope
 
 from asyncflow._core.errors import RunNotFoundError
-from asyncflow._core.results import RunStatus
+from asyncflow._core.history.results import RunStatus
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event

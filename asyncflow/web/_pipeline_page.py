@@ -19,9 +19,9 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncflow._core.looks import OUTCOME_LOOKS
-from asyncflow._core.results import RunStatus
-from asyncflow._core.statistics import StepStatistics, by_trouble
+from asyncflow._core.analysis.looks import OUTCOME_LOOKS
+from asyncflow._core.analysis.statistics import StepStatistics, by_trouble
+from asyncflow._core.history.results import RunStatus
 from asyncflow._core.text import did_you_mean
 from asyncflow._views.outcomes import frequency_text, items_text
 from asyncflow.html_report._page_model import name_text

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from asyncflow._core.annotations import input_types
+from asyncflow._core.analysis.preview import RunPreview, counts_text, runs_nothing
 from asyncflow._core.errors import (
     SHUTDOWN,
     PayloadError,
@@ -21,11 +21,11 @@ from asyncflow._core.errors import (
     RunNotFoundError,
     RunUnreadableError,
 )
-from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
-from asyncflow._core.results import Interruption, Payload, RunStatus
-from asyncflow._core.run_preview import RunPreview, counts_text, runs_nothing
-from asyncflow._core.signal import check_answer
-from asyncflow._core.step import inputs_of
+from asyncflow._core.history.lost_runs import CONTINUED, LostRuns, NotLostError
+from asyncflow._core.history.results import Interruption, Payload, RunStatus
+from asyncflow._core.pipeline.annotations import input_types
+from asyncflow._core.pipeline.signal import check_answer
+from asyncflow._core.pipeline.step import inputs_of
 from asyncflow._core.text import did_you_mean
 from asyncflow._views.waiting import is_queued
 from asyncflow.journal._base import SQLJournal

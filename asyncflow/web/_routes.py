@@ -16,15 +16,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from asyncflow._core.analysis.preview import RunPreview, counts_text, runs_nothing, words_of
 from asyncflow._core.errors import (
     JournalError,
     PayloadError,
     RunNotFoundError,
     RunUnreadableError,
 )
-from asyncflow._core.results import RunStatus
-from asyncflow._core.run_preview import RunPreview, counts_text, runs_nothing, words_of
-from asyncflow._core.signal import check_sender
+from asyncflow._core.history.results import RunStatus
+from asyncflow._core.pipeline.signal import check_sender
 from asyncflow._views.event_text import ended_as
 from asyncflow._views.waiting import is_queued
 from asyncflow.html_report._page_model import name_text

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.errors import JournalError, RunNotFoundError
-from asyncflow._core.results import RunStatus
+from asyncflow._core.history.results import RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow._views.notes import NOTES, RunNotes

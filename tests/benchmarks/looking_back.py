@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from asyncflow import RunStatus
-from asyncflow._core.history import History
-from asyncflow._core.results import Payload
-from asyncflow._core.statistics import step_runs_of
+from asyncflow._core.analysis.statistics import step_runs_of
+from asyncflow._core.history.log import History
+from asyncflow._core.history.results import Payload
 from asyncflow.events import (
     AttemptStarted,
     Event,

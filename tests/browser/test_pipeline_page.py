@@ -15,7 +15,7 @@ from browser.live_processes import ServerThread
 from playwright.async_api import Page, expect
 
 from asyncflow import RunStatus
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -12,7 +12,7 @@ from compared_runs import MONDAY, store, store_two_runs
 
 from asyncflow import RunReport, RunStatus
 from asyncflow._cli import commands
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow._views.preview import local_moment_text
 from asyncflow.events import (
     AttemptStarted,

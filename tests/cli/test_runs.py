@@ -22,7 +22,7 @@ from rich.console import Console
 from segments import store_segment
 
 from asyncflow import Orchestrator, RunCancelledError, RunReport, RunStatus, WorkflowStep
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

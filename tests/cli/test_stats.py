@@ -17,7 +17,7 @@ from segments import store_segment
 
 from asyncflow import RunStatus
 from asyncflow._cli import commands
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

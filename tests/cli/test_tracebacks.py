@@ -55,7 +55,7 @@ async def test_our_frames_are_hidden_in_causes_and_groups(
 
     short, full = format_error(convert(error)), restored(error).traceback
 
-    assert "asyncflow/_core/report.py" in full
+    assert "asyncflow/_core/history/report.py" in full
     assert "asyncflow/_" not in short
     assert "raise errors.pop()" not in short
     for text in (short, full):

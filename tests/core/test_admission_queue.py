@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from asyncflow import Pool, WorkflowStep
-from asyncflow._core.scheduler import AdmissionQueue
-from asyncflow._core.step_runs import Phase
+from asyncflow._core.running.scheduler import AdmissionQueue
+from asyncflow._core.running.step_runs import Phase
 
 
 def plain() -> None: ...

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from asyncflow import Pipeline, WorkflowStep, after, each
-from asyncflow._core.annotations import input_types, output_type
+from asyncflow._core.pipeline.annotations import input_types, output_type
 
 USER_ID = int
 

@@ -20,10 +20,10 @@ from asyncflow import (
     StepStatus,
     WorkflowStep,
 )
-from asyncflow._core.graph import Plan, plan
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.state import RunState, Schedule
-from asyncflow._core.statistics import step_runs, step_runs_of
+from asyncflow._core.analysis.statistics import step_runs, step_runs_of
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.pipeline.graph import Plan, plan
+from asyncflow._core.running.state import RunState, Schedule
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -8,8 +8,13 @@ import pickle
 import pytest
 
 from asyncflow import PayloadError
-from asyncflow._core.checkpoints import LARGEST, Checkpoints, PickleCodec, received_checkpoints
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
+from asyncflow._core.running.checkpoints import (
+    LARGEST,
+    Checkpoints,
+    PickleCodec,
+    received_checkpoints,
+)
 
 
 def attempt(number, item=None, step="a"):

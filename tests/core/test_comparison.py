@@ -18,15 +18,15 @@ from asyncflow import (
     StepResult,
     StepStatus,
 )
-from asyncflow._core.comparison import (
+from asyncflow._core.analysis.comparison import (
     InputChange,
     OutputComparison,
     RunComparison,
     compare,
 )
+from asyncflow._core.history.remote_output import RemoteOutput
+from asyncflow._core.history.results import REDACTED_OUTPUT
 from asyncflow._core.record import replace
-from asyncflow._core.remote_output import RemoteOutput
-from asyncflow._core.results import REDACTED_OUTPUT
 
 
 def took(name: str, ms: float, **fields: Any) -> StepResult:

@@ -9,9 +9,9 @@ from results import failed, mapped, report_of, retried, skipped, succeeded
 from rich.cells import cell_len
 
 from asyncflow import RestoredOutput, RunReport, RunStatus, StepResult, StepStatus
-from asyncflow._core.comparison import InputChange, StepComparison, compare
+from asyncflow._core.analysis.comparison import InputChange, StepComparison, compare
+from asyncflow._core.history.results import REDACTED_OUTPUT
 from asyncflow._core.record import replace
-from asyncflow._core.results import REDACTED_OUTPUT
 from asyncflow._views.comparison_text import (
     difference_text,
     error_text,

@@ -15,7 +15,7 @@ from resumed_run import RESUMED
 from strategies import Edges, graphs
 
 from asyncflow import RunReport, RunStatus, StepResult, StepStatus, WorkflowStep, run_pipeline
-from asyncflow._core.critical_path import StepTime, critical_path
+from asyncflow._core.analysis.critical_path import StepTime, critical_path
 from asyncflow._views.run_view import RunView, view_of
 from asyncflow.events import (
     AttemptStarted,

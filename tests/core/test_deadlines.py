@@ -12,9 +12,9 @@ from asyncflow import (
     StepTimeoutError,
     WorkflowStep,
 )
-from asyncflow._core.graph import plan
-from asyncflow._core.scheduler import Limit
-from asyncflow._core.state import RunState
+from asyncflow._core.pipeline.graph import plan
+from asyncflow._core.running.scheduler import Limit
+from asyncflow._core.running.state import RunState
 from asyncflow.events import AttemptFailed, AttemptStarted, RunStarted
 
 BOOM = OSError("boom")

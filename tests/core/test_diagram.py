@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import Edges, graphs
 
 from asyncflow import RunReport, StepResult, StepStatus
-from asyncflow._core.diagram import to_mermaid
+from asyncflow._core.analysis.diagram import to_mermaid
 
 NODE = re.compile(r'    (s\d+)\["([^"\n]+)"\](?::::(\w+))?')
 EDGE = re.compile(r"    (s\d+) --> (s\d+)")

@@ -11,8 +11,7 @@ from results import cancelled, failed, mapped, report_of, skipped, succeeded
 
 from asyncflow import Attempt, RunReport, RunStatus, StepResult, StepStatus
 from asyncflow._cli.output import format_tracebacks
-from asyncflow._core.errors import RestoredError
-from asyncflow._core.failures import (
+from asyncflow._core.analysis.failures import (
     error_counts,
     failures,
     final_errors,
@@ -21,7 +20,8 @@ from asyncflow._core.failures import (
     own_error,
     why_failed,
 )
-from asyncflow._core.results import to_restored_error
+from asyncflow._core.errors import RestoredError
+from asyncflow._core.history.results import to_restored_error
 from asyncflow._core.tracebacks import raised_at
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow import WorkflowStep
-from asyncflow._core.fingerprint import difference, fingerprints_of, parameters_of
-from asyncflow._core.graph import plan
+from asyncflow._core.pipeline.fingerprint import difference, fingerprints_of, parameters_of
+from asyncflow._core.pipeline.graph import plan
 
 
 async def source(): ...

@@ -26,7 +26,7 @@ from asyncflow import (
     parallel_groups,
     topological_sort,
 )
-from asyncflow._core.graph import (
+from asyncflow._core.pipeline.graph import (
     ITEM,
     Binding,
     Plan,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asyncflow import StepStatus
-from asyncflow._core.history import History, LogEntry
+from asyncflow._core.history.log import History, LogEntry
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

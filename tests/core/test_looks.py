@@ -14,7 +14,7 @@ from rich.style import Style
 
 import asyncflow
 from asyncflow import RunStatus, StepResult, StepStatus
-from asyncflow._core.looks import (
+from asyncflow._core.analysis.looks import (
     DIED_LOOK,
     OUTCOME_LOOKS,
     RUN_LOOKS,
@@ -25,7 +25,7 @@ from asyncflow._core.looks import (
     counted_looks,
     look_of,
 )
-from asyncflow._core.statistics import StepOutcome
+from asyncflow._core.analysis.statistics import StepOutcome
 from asyncflow.journal._queries import DAMAGED
 
 LOOKS = [*STEP_LOOKS.values(), *RUN_LOOKS.values(), *OUTCOME_LOOKS.values(), DIED_LOOK]

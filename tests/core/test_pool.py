@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow import Pool
-from asyncflow._core.pool import Clock, PoolTicket
+from asyncflow._core.pools.pool import Clock, PoolTicket
 
 EXACT = 1e-9
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._core.pool import Pool, PoolKeyStats, PoolTicket
+from asyncflow._core.pools.pool import Pool, PoolKeyStats, PoolTicket
 from tests.core.test_pool import Hand, closed
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._core.pool import Clock, Pool, PoolTicket
-from asyncflow._core.pool_shares import Negotiated, PoolNumbers, PoolShare, ShareRow, fair_parts
+from asyncflow._core.pools.pool import Clock, Pool, PoolTicket
+from asyncflow._core.pools.shares import Negotiated, PoolNumbers, PoolShare, ShareRow, fair_parts
 
 NOW = 1_000.0
 TURN_S = 0.5

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from asyncflow import IllegalEventError, Signal, WorkflowStep
-from asyncflow._core.graph import Plan, plan
-from asyncflow._core.state import RunState, Schedule
+from asyncflow._core.pipeline.graph import Plan, plan
+from asyncflow._core.running.state import RunState, Schedule
 from asyncflow.events import (
     AttemptStarted,
     Event,

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from asyncflow import StepStatus
 from asyncflow._cli.show_run import step_lines
-from asyncflow._core.remarks import nth_of, remarks_of
-from asyncflow._core.step_view import StepView
+from asyncflow._core.analysis.remarks import nth_of, remarks_of
+from asyncflow._core.history.step_view import StepView
 from asyncflow._views.notebook import to_notebook_html
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, ResultReused, RunStarted, StepReused

@@ -9,11 +9,11 @@ import pytest
 
 from asyncflow import RestoredOutput, RunStatus, StepCrashedError, StepStatus, WorkflowStep
 from asyncflow._core.errors import IllegalEventError
-from asyncflow._core.graph import plan
-from asyncflow._core.history import History
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED, Payload
-from asyncflow._core.state import RunState
+from asyncflow._core.history.log import History
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.results import REDACTED, Payload
+from asyncflow._core.pipeline.graph import plan
+from asyncflow._core.running.state import RunState
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

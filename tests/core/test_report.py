@@ -186,7 +186,7 @@ class TestMapping:
             raise AssertionError("a miss is no mistake")
 
         report = report_of(succeeded("a"))
-        monkeypatch.setattr("asyncflow._core.report.did_you_mean", compare)
+        monkeypatch.setattr("asyncflow._core.history.report.did_you_mean", compare)
 
         assert report.get("a") is report["a"]
         assert report.get("b") is None

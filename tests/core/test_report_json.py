@@ -406,5 +406,5 @@ def changed(document: Any, place: tuple[str | int, ...], value: object) -> Any:
     return document
 
 
-# Of the mutants that mutmut makes of `_core.report_json`, three survive: they allow `to_json` to
-# write NaN, which never occurs, because `_is_plain_json` excludes it. One never ends.
+# Of the mutants that mutmut makes of `_core.history.report_json`, three survive: they allow
+# `to_json` to write NaN, which never occurs, because `_is_plain_json` excludes it. One never ends.

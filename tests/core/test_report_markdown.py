@@ -19,7 +19,7 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
-from asyncflow._core.results import StepStatus
+from asyncflow._core.history.results import StepStatus
 from asyncflow.testing import run_in_virtual_time
 
 HOSTILE = (

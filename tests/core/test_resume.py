@@ -7,11 +7,11 @@ import json
 import pytest
 
 from asyncflow import PayloadError, RunStatus, StepStatus, WorkflowStep
-from asyncflow._core.fingerprint import fingerprints_of
-from asyncflow._core.graph import plan
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED, Payload
-from asyncflow._core.resume import resume
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.results import REDACTED, Payload
+from asyncflow._core.history.resume import resume
+from asyncflow._core.pipeline.fingerprint import fingerprints_of
+from asyncflow._core.pipeline.graph import plan
 from asyncflow.events import (
     AttemptStarted,
     MapStarted,

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow import ResultRefusedError, Retry
-from asyncflow._core.retry import NO_BACKOFF
+from asyncflow._core.pipeline.retry import NO_BACKOFF
 
 BOOM = OSError("boom")
 MILLISECONDS = st.floats(0, 1e9, allow_nan=False) | st.integers(0, 10**9)

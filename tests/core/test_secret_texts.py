@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncflow._core.secret_texts import SecretTexts
+from asyncflow._core.running.secret_texts import SecretTexts
 
 
 def test_the_longest_secret_is_replaced_first_whichever_run_knows_it() -> None:

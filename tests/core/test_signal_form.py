@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from msgspec import Meta
 
-from asyncflow._core.signal import Signal, take
+from asyncflow._core.pipeline.signal import Signal, take
 from asyncflow._views.signal_form import example_of
 
 

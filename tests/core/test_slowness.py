@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from asyncflow import RunStatus
-from asyncflow._core.slowness import Slower
+from asyncflow._core.analysis.slowness import Slower
 from asyncflow._views.run_end import verdict
 from asyncflow._views.run_view import RunView
 from asyncflow._views.slowness import slowness_of, slowness_text

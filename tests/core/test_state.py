@@ -21,10 +21,10 @@ from asyncflow import (
     StepStatus,
     WorkflowStep,
 )
-from asyncflow._core.graph import Plan, plan
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.state import _STEP_RULES, RunState, Schedule
-from asyncflow._core.step_runs import Snapshot, _Map
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.pipeline.graph import Plan, plan
+from asyncflow._core.running.state import _STEP_RULES, RunState, Schedule
+from asyncflow._core.running.step_runs import Snapshot, _Map
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -883,9 +883,9 @@ def test_100_000_steps_fold_in_linear_time(
     assert taken < 2 * expected
 
 
-# Of the mutants that mutmut makes of `_core.state`, `_core.scheduler`, `_core.step_runs` and
-# `_core.graph`, these survive the tests of this folder, since no visible result depends on the
-# difference:
+# Of the mutants that mutmut makes of `_core.running.state`, `_core.running.scheduler`,
+# `_core.running.step_runs` and `_core.pipeline.graph`, these survive the tests of the core, since
+# no visible result depends on the difference:
 #
 # - `RunState.__init__` with `None` for `_interrupted`, and `_on_run_interrupted` with `None` for
 #   `exempt_cleanups`, which are only tested for truth.

@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from resumed_run import RESUMED
 
 from asyncflow import RunStatus, StepTimeoutError
-from asyncflow._core.history import History
-from asyncflow._core.record import replace
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.statistics import (
+from asyncflow._core.analysis.statistics import (
     ItemCounts,
     SameErrors,
     StepOutcome,
@@ -26,6 +23,9 @@ from asyncflow._core.statistics import (
     step_runs_of,
     step_statistics,
 )
+from asyncflow._core.history.log import History
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.record import replace
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -671,8 +671,8 @@ class TestSignature:
         assert WorkflowStep("load", load).signature.names == ("table",)
 
 
-# Of the mutants that mutmut makes of `_core.step` and `_core.arguments`, these survive, since they
-# differ in nothing:
+# Of the mutants that mutmut makes of `_core.pipeline.step` and `_core.arguments`, these survive,
+# since they differ in nothing:
 #
 # - `check_limit` with `0 <=` for `0 <`: 0 seconds are refused anyway; or with 1001 for 1000: no
 #   float lies between the two limits below which a time becomes 0 seconds.

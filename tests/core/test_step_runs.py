@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from asyncflow import Attempt, IllegalEventError, Pool, RunStatus, StepStatus, WorkflowStep
-from asyncflow._core.graph import plan
-from asyncflow._core.state import RunState
+from asyncflow._core.pipeline.graph import plan
+from asyncflow._core.running.state import RunState
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -524,7 +524,7 @@ async def test_a_nested_run_makes_the_call_for_which_the_run_around_it_is_queued
 
 
 async def test_an_item_waits_once_for_equal_ones(monkeypatch):
-    from asyncflow._core.scheduler import AdmissionQueue
+    from asyncflow._core.running.scheduler import AdmissionQueue
 
     journal, calls, parked, park = MemoryJournal(), Calls(), [], AdmissionQueue.park
     monkeypatch.setattr(AdmissionQueue, "park", lambda *args: parked.append(park(*args)))
@@ -547,7 +547,7 @@ async def test_an_item_waits_once_for_equal_ones(monkeypatch):
 async def test_a_map_with_a_limit_takes_few_items_beyond_those_that_wait(
     monkeypatch, options, policies, most
 ):
-    from asyncflow._core.state import RunState
+    from asyncflow._core.running.state import RunState
 
     journal, calls, added, add = MemoryJournal(), Calls(takes_ms=100), [], RunState.add_item
     monkeypatch.setattr(RunState, "add_item", lambda *args: added.append(1) or add(*args))
@@ -563,7 +563,7 @@ async def test_a_map_with_a_limit_takes_few_items_beyond_those_that_wait(
 
 @pytest.mark.exact_time
 async def test_a_larger_pool_lets_more_items_wait_for_an_equal_one(monkeypatch):
-    from asyncflow._core.state import RunState
+    from asyncflow._core.running.state import RunState
 
     calls, added, add, pool = Calls(takes_ms=100), [], RunState.add_item, Pool(2)
     monkeypatch.setattr(RunState, "add_item", lambda *args: added.append(1) or add(*args))

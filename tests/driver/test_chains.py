@@ -22,8 +22,8 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
+from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.record import replace
-from asyncflow._core.replay import StoredRun
 from asyncflow._views.run_view import view_of
 from asyncflow.events import (
     AttemptStarted,

@@ -122,7 +122,7 @@ async def test_nothing_is_left_in_memory_of_a_step_that_has_ended():
     runs = []
 
     async def action():
-        from asyncflow._core import context
+        from asyncflow._core.running import context
 
         runs.append(context._run.get())
         current_step().checkpoint("x")

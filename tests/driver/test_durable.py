@@ -32,8 +32,8 @@ from asyncflow import (
     resume_all,
     run_pipeline,
 )
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.results import REDACTED, Payload
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,

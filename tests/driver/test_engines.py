@@ -34,7 +34,7 @@ from asyncflow import (
     each,
     run_pipeline,
 )
-from asyncflow._core.replay import StoredRun
+from asyncflow._core.history.replay import StoredRun
 from asyncflow._policies.workers import ThreadEnd
 from asyncflow.engines import RemoteOutput
 from asyncflow.events import (

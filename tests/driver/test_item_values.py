@@ -11,7 +11,7 @@ from memory_journal import MemoryJournal
 
 from asyncflow import Orchestrator, RunReport, WorkflowStep, current_step, each, run_pipeline
 from asyncflow import Pipeline as PipelineOf
-from asyncflow._core.results import StepResult
+from asyncflow._core.history.results import StepResult
 from asyncflow.journal import SQLiteJournal
 
 

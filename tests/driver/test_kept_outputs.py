@@ -11,7 +11,7 @@ from fake_engine import FakeEngine
 from memory_journal import MemoryJournal
 
 from asyncflow import Orchestrator, Pool, StepStatus, WorkflowStep, current_step, run_pipeline
-from asyncflow._core.replay import StoredRun
+from asyncflow._core.history.replay import StoredRun
 
 MARK = "what an item has returned"
 HIDDEN = {"max_retries": 2, "secret": True}

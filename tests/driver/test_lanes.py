@@ -220,7 +220,7 @@ async def test_a_bug_in_what_starts_steps_ends_the_run(monkeypatch, when):
     def defective(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("asyncflow._core.scheduler.AdmissionQueue.take_ready", defective)
+    monkeypatch.setattr("asyncflow._core.running.scheduler.AdmissionQueue.take_ready", defective)
 
     with pytest.raises(ZeroDivisionError):
         await run_pipeline([WorkflowStep("a", nothing, when=when)])

@@ -22,8 +22,8 @@ from asyncflow import (
     run_pipeline,
     topological_sort,
 )
-from asyncflow._core.annotations import input_types
-from asyncflow._core.step import inputs_of
+from asyncflow._core.pipeline.annotations import input_types
+from asyncflow._core.pipeline.step import inputs_of
 from asyncflow.events import MapStarted
 
 SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED

@@ -25,7 +25,7 @@ from memory_journal import MemoryJournal, MemorySession
 from pydantic import SecretStr
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
-from asyncflow._core.context import surroundings
+from asyncflow._core.running.context import surroundings
 from asyncflow._policies import notes
 from asyncflow.events import (
     Event,

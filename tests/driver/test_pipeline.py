@@ -27,8 +27,8 @@ from asyncflow import (
     each,
     run_pipeline,
 )
+from asyncflow._core.pipeline.step import StepPolicies
 from asyncflow._core.record import replace
-from asyncflow._core.step import StepPolicies
 from asyncflow._runtime.options import OPTIONS, Options, RunOptions
 from asyncflow.events import RunStarted
 

@@ -22,7 +22,7 @@ from asyncflow import (
     WorkflowStep,
     after,
 )
-from asyncflow._core.run_preview import RunPreview
+from asyncflow._core.analysis.preview import RunPreview
 from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import run_in_virtual_time
 

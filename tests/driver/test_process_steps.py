@@ -437,7 +437,7 @@ def test_a_process_loads_no_more_of_asyncflow_than_it_needs(tmp_path, monkeypatc
     report = asyncio.run(run_pipeline([step], observers=[Listener()]))
 
     assert report["a"].output == [
-        "asyncflow._core.process_attempt",
+        "asyncflow._core.running.process_attempt",
         "asyncflow._policies.attempt_notes",
         "asyncflow._policies.log_capture",
     ]

@@ -30,12 +30,12 @@ from asyncflow import (
     run_pipeline,
     topological_sort,
 )
-from asyncflow._core.graph import ForwardOutputs, plan
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.results import REDACTED, REDACTED_OUTPUT, Payload, visible_output
+from asyncflow._core.history.resume import resume
+from asyncflow._core.pipeline.graph import ForwardOutputs, plan
 from asyncflow._core.record import replace
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, visible_output
-from asyncflow._core.resume import resume
-from asyncflow._core.state import RunState
+from asyncflow._core.running.state import RunState
 from asyncflow._views.run_view import RunView, view_of
 from asyncflow.events import (
     NOT_IN_PIPELINE,

@@ -27,10 +27,10 @@ from asyncflow import (
     after,
     run_pipeline,
 )
-from asyncflow._core.history import History
+from asyncflow._core.history.log import History
+from asyncflow._core.history.report import report_of
+from asyncflow._core.history.results import RunStatus, StepResult, to_restored_error, visible_output
 from asyncflow._core.record import values_by_name
-from asyncflow._core.report import report_of
-from asyncflow._core.results import RunStatus, StepResult, to_restored_error, visible_output
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -32,8 +32,8 @@ from asyncflow import (
     each,
     run_pipeline,
 )
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.results import REDACTED, Payload
 from asyncflow.events import (
     Event,
     ResultReused,

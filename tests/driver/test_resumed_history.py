@@ -20,7 +20,7 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
-from asyncflow._core.replay import StoredRun
+from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.text import describe_error
 from asyncflow._views.run_view import RunView
 from asyncflow.testing import run_in_virtual_time

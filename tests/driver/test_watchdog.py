@@ -8,8 +8,8 @@ import time
 import pytest
 
 from asyncflow import WorkflowStep
-from asyncflow._core.graph import OutputTypes, plan
-from asyncflow._core.state import RunState
+from asyncflow._core.pipeline.graph import OutputTypes, plan
+from asyncflow._core.running.state import RunState
 from asyncflow._kernel.watchdog import Watchdog
 from asyncflow._policies.heartbeats import HeartbeatTimer
 from asyncflow._runtime.scope_opening import Request, new_start, open_scope

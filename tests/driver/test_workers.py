@@ -30,7 +30,7 @@ import pytest
 from freed import without_collector
 
 from asyncflow import WorkflowStep, current_step
-from asyncflow._core.checkpoints import Checkpoints
+from asyncflow._core.running.checkpoints import Checkpoints
 from asyncflow._policies import attempt_notes
 from asyncflow._policies import worker_process as _child
 from asyncflow._policies import workers as _workers

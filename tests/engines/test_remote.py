@@ -28,8 +28,8 @@ from asyncflow import (
     WorkflowStep,
     current_step,
 )
-from asyncflow._core.context import RunContext, capturing_notes, enter_direct_call
-from asyncflow._core.graph import plan
+from asyncflow._core.pipeline.graph import plan
+from asyncflow._core.running.context import RunContext, capturing_notes, enter_direct_call
 from asyncflow.engines import RemoteOutput, _pulse, _remote, _remote_body
 from asyncflow.engines._pulse import Pulse
 from asyncflow.engines._remote import (

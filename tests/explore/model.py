@@ -31,7 +31,7 @@ from asyncflow import (
     StepTimeoutError,
 )
 from asyncflow._core.errors import ResultRefusedError
-from asyncflow._core.replay import StoredRun
+from asyncflow._core.history.replay import StoredRun
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -26,7 +26,7 @@ from asyncflow import (
     WorkflowStep,
     current_step,
 )
-from asyncflow._core.run_preview import RunPreview
+from asyncflow._core.analysis.preview import RunPreview
 from asyncflow.events import (
     AttemptStarted,
     SignalReceived,

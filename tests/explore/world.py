@@ -28,7 +28,7 @@ from asyncflow import (
     WorkflowStep,
     current_step,
 )
-from asyncflow._core import scheduler
+from asyncflow._core.running import scheduler
 from asyncflow.events import AttemptStarted, Event, ThreadAbandoned
 from asyncflow.testing._virtual_time import shuffle
 from tests.explore import threads

@@ -36,9 +36,9 @@ from asyncflow import (
     each,
 )
 from asyncflow._cli import commands
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.results import REDACTED, Payload, RestoredOutput
 from asyncflow._core.record import replace
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED, Payload, RestoredOutput
 from asyncflow.events import (
     AttemptStarted,
     Event,

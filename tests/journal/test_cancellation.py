@@ -26,9 +26,9 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
-from asyncflow._core.fingerprint import fingerprints_of
-from asyncflow._core.graph import plan
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
+from asyncflow._core.pipeline.fingerprint import fingerprints_of
+from asyncflow._core.pipeline.graph import plan
 from asyncflow.events import (
     AttemptStarted,
     Event,

@@ -27,7 +27,7 @@ from asyncflow import (
     each,
     resume_all,
 )
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow.journal._signals import SentSignal
 from asyncflow.service import Service
 

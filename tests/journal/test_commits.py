@@ -23,8 +23,8 @@ from asyncflow import (
     WorkflowStep,
     current_step,
 )
-from asyncflow._core.checkpoints import StoredCall
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
+from asyncflow._core.running.checkpoints import StoredCall
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._cached import remembered
 from asyncflow.journal._checkpoints import stored_call

@@ -40,9 +40,9 @@ from asyncflow._core.errors import (
     RunNotFoundError,
     RunUnreadableError,
 )
+from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.record import replace
-from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow.events import (
     AttemptStarted,
     Event,

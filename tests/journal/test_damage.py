@@ -37,7 +37,7 @@ from journal.damaged import (
 from segments import store_segment
 
 from asyncflow import JournalError, Pipeline, RunNotFoundError, RunStatus, RunUnreadableError
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow.events import (
     AttemptStarted,
     Event,

@@ -21,7 +21,7 @@ from asyncflow._core.errors import (
     StepCrashedError,
     StepTimeoutError,
 )
-from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.history.results import REDACTED, Payload
 from asyncflow._core.tracebacks import format_error
 from asyncflow.events import (
     AttemptFailed,

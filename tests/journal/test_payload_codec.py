@@ -27,7 +27,7 @@ import pytest
 
 import asyncflow.journal._payload_codec
 from asyncflow._core.errors import PayloadError
-from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.history.results import REDACTED, Payload
 from asyncflow._core.value_size import field_names
 from asyncflow.journal._payload_codec import Codec, roundtrip_difference
 

@@ -18,10 +18,10 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
+from asyncflow._core.analysis.slowness import Slower
+from asyncflow._core.analysis.statistics import StepRun
+from asyncflow._core.history.results import REDACTED, Payload
 from asyncflow._core.record import replace
-from asyncflow._core.results import REDACTED, Payload
-from asyncflow._core.slowness import Slower
-from asyncflow._core.statistics import StepRun
 from asyncflow._core.text import describe_error
 from asyncflow.events import (
     AttemptFailed,

@@ -13,7 +13,7 @@ from postgres_server import PostgresServer, until
 from psycopg.pq import TransactionStatus
 
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow.events import AttemptStarted, StepSucceeded
 from asyncflow.journal import _postgres_connection
 from asyncflow.journal._event_codec import row_of

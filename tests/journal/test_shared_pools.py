@@ -18,7 +18,7 @@ import pytest
 from memory_journal import MemoryJournal
 
 from asyncflow import Orchestrator, Pool, Retry, RunCancelledError, WorkflowStep, run_pipeline
-from asyncflow._core.pool import Clock
+from asyncflow._core.pools.pool import Clock
 from asyncflow._policies.pool_sharing import sharing, why_waiting
 from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import crash_everywhere, run_in_virtual_time, simulate

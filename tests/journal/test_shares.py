@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncflow import JournalError, Pool
-from asyncflow._core.pool import Clock, PoolTicket
-from asyncflow._core.pool_shares import TICK_S
+from asyncflow._core.pools.pool import Clock, PoolTicket
+from asyncflow._core.pools.shares import TICK_S
 from asyncflow.journal._machine import LeaseClock, held_claims, is_void, this_process
 from asyncflow.journal._shares import Shares
 from asyncflow.journal._sqlite import SQLite

@@ -17,8 +17,8 @@ import pytest
 from annotated_types import Ge, MinLen
 
 from asyncflow import PayloadError, Pipeline
-from asyncflow._core.results import Payload
-from asyncflow._core.signal import fits, shape_of
+from asyncflow._core.history.results import Payload
+from asyncflow._core.pipeline.signal import fits, shape_of
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._schema import mismatch

@@ -29,7 +29,7 @@ from asyncflow import (
     resume_all,
 )
 from asyncflow._core.errors import JournalError
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow._policies.waits import Waits
 from asyncflow.events import SignalReceived, StepWaiting
 from asyncflow.journal import SQLiteJournal

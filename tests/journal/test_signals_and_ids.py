@@ -13,7 +13,7 @@ from virtual_journals import in_virtual_time
 
 from asyncflow import Pipeline, RunNotFoundError, after
 from asyncflow._core.errors import LeaseLostError
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 
 
 def offers() -> Pipeline:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from asyncflow._core.errors import JournalError
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow.events import AttemptStarted, RunStarted, StepSucceeded
 from asyncflow.journal import SQLiteJournal, _sqlite
 from asyncflow.journal._tables import VERSION
@@ -251,7 +251,7 @@ async def test_runs_fail_on_a_full_disk_and_can_be_resumed(path: Path) -> None:
 CHILD = """
 import asyncio, concurrent.futures.thread, os, resource, sys
 from asyncflow._core.errors import JournalError
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow.events import *
 from asyncflow.journal import SQLiteJournal
 async def main():

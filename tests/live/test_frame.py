@@ -13,7 +13,7 @@ from resumed_run import RESUMED
 from watched_runs import random_events
 
 from asyncflow import StepStatus
-from asyncflow._core.looks import OUTCOME_LOOKS, STEP_LOOKS
+from asyncflow._core.analysis.looks import OUTCOME_LOOKS, STEP_LOOKS
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptBegan,

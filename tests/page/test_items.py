@@ -10,8 +10,8 @@ from mapped_run import chain_run, mapped_run
 from results import failed, mapped, report_of, succeeded
 
 from asyncflow import RunReport, RunStatus, WorkflowStep, run_pipeline
+from asyncflow._core.analysis.looks import OUTCOME_LOOKS
 from asyncflow._core.errors import RestoredError
-from asyncflow._core.looks import OUTCOME_LOOKS
 from asyncflow._views.received import item_value
 from asyncflow._views.run_view import RunView, view_of
 from asyncflow.events import (

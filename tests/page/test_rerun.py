@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from asyncflow import RunStatus
-from asyncflow._core.replay import StoredRun
+from asyncflow._core.history.replay import StoredRun
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptStarted,

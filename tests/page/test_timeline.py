@@ -14,7 +14,7 @@ from mapped_run import mapped_run
 from resumed_run import PAUSE_S, RESUMED, crashed_often
 
 from asyncflow import RunStatus, StepTimeoutError
-from asyncflow._core.step_view import AttemptView
+from asyncflow._core.history.step_view import AttemptView
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from asyncflow import PayloadError, Pipeline, Signal, after
 from asyncflow._cli import commands
-from asyncflow._core.signal import is_plain
+from asyncflow._core.pipeline.signal import is_plain
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
@@ -362,7 +362,7 @@ import asyncio, dataclasses, datetime
 from typing import Annotated, Literal, TypedDict
 from annotated_types import Ge
 from asyncflow import Signal
-from asyncflow._core.signal import take
+from asyncflow._core.pipeline.signal import take
 
 @dataclasses.dataclass
 class Answer: n: int

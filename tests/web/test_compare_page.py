@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from compared_runs import MONDAY, store, store_two_runs
 
-from asyncflow._core.results import Payload
+from asyncflow._core.history.results import Payload
 from asyncflow.events import (
     AttemptStarted,
     Event,

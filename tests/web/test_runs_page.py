@@ -13,7 +13,7 @@ import pytest
 from web.runs import Gate, failing, passing, slow
 
 from asyncflow import JournalError, Orchestrator, RunStatus, WorkflowStep
-from asyncflow._core.slowness import Slower
+from asyncflow._core.analysis.slowness import Slower
 from asyncflow._views.preview import moment_text
 from asyncflow.journal import QueueStats, SQLiteJournal
 from asyncflow.journal._queries import RunRecord, RunSummary

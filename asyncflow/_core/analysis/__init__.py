@@ -1,0 +1,1 @@
+"""What can be said of runs that have been: figures, comparisons, pictures."""

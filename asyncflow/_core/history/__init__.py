@@ -1,0 +1,1 @@
+"""What has happened in a run: results, the log, its fold, and the report."""

@@ -1,0 +1,1 @@
+"""What was asked for: steps, and the graph that they make."""

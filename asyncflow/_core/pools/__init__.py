@@ -1,0 +1,1 @@
+"""Limits that outlive a run: pools, their lines, rates, keys and shares."""

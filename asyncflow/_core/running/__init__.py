@@ -1,0 +1,1 @@
+"""What happens next in a run: its state, and what an attempt may ask."""
