@@ -25,8 +25,8 @@ from asyncflow._core.tracebacks import format_error, has_long_message
 from asyncflow._core.value_size import Extent, extent, safe_repr
 from asyncflow.events import StepFailed
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._event_codec import row_of
-from asyncflow.journal._payload_codec import Codec
+from asyncflow.journal._codec.events import row_of
+from asyncflow.journal._codec.payloads import Codec
 from asyncflow.logs import LoggingObserver
 
 MEGABYTE = 2**20

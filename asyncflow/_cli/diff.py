@@ -41,7 +41,7 @@ from asyncflow._views.comparison_text import (
 from asyncflow._views.event_text import took
 from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import RunRecord
-from asyncflow.journal._queries import so_far_ms
+from asyncflow.journal._read.queries import so_far_ms
 from asyncflow.live._theme import Theme, elide_middle, theme_for, widest
 
 _SYMBOLS = "▲▼→×"

@@ -20,7 +20,7 @@ import msgspec
 from asyncflow._core.pipeline.annotations import input_types
 from asyncflow._core.pipeline.step import WorkflowStep, parameters_of
 from asyncflow._core.text import did_you_mean
-from asyncflow.journal._models import ModelError, is_model, model_from_json
+from asyncflow.journal._codec.models import ModelError, is_model, model_from_json
 
 _HOW_TO_WRITE: Mapping[Any, str] = {
     bool: "true or false",

@@ -28,8 +28,8 @@ from asyncflow._core.text import escape_controls
 from asyncflow._runtime.options import check_key, check_label
 from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
-from asyncflow.journal._addresses import is_other_address, is_postgres_address
-from asyncflow.journal._queries import (
+from asyncflow.journal._database.addresses import is_other_address, is_postgres_address
+from asyncflow.journal._read.queries import (
     USUAL_RUNS,
     is_searchable,
     parse_age,

@@ -59,7 +59,7 @@ from asyncflow._core.history.results import AttributeValue, RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow._runtime.recovery import outer_run_of
 from asyncflow.journal import RunRecord
-from asyncflow.journal._queries import record_document
+from asyncflow.journal._read.queries import record_document
 
 _SEVERITY = (PASSED, RUN_WAITING, RUN_FAILED, INVALID)
 """The exit codes of runs, the worst last."""

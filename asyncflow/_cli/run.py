@@ -51,7 +51,7 @@ from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow._runtime.options import Options
 from asyncflow._views.next_command import command_of
 from asyncflow.journal import RunRecord
-from asyncflow.journal._queries import check_new_id
+from asyncflow.journal._read.queries import check_new_id
 
 _EXAMPLES = """\b
 Examples:

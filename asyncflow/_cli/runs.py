@@ -48,7 +48,7 @@ from asyncflow._views.progress import left_text
 from asyncflow._views.slowness import slowness_text
 from asyncflow._views.waiting import is_queued, queue_text, wait_text
 from asyncflow.journal import RunRecord, RunSummary
-from asyncflow.journal._queries import (
+from asyncflow.journal._read.queries import (
     RunFilter,
     WaitKind,
     listed_status,

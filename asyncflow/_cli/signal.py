@@ -31,7 +31,7 @@ from asyncflow._core.text import escape_controls
 from asyncflow._views.next_command import answer_command, command_of
 from asyncflow._views.run_view import RunView
 from asyncflow.journal import RunRecord
-from asyncflow.journal._queries import UNENDED
+from asyncflow.journal._read.queries import UNENDED
 
 
 class _TakesNegativeNumbers(click.Command):

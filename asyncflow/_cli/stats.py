@@ -36,7 +36,7 @@ from asyncflow._core.text import did_you_mean, duration, escape_controls, plural
 from asyncflow._views.outcomes import frequency_text, items_text
 from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import PipelineStatistics, RunRecord
-from asyncflow.journal._queries import listed_status, statistics_document
+from asyncflow.journal._read.queries import listed_status, statistics_document
 from asyncflow.live._theme import Theme, elide, fit, theme_for, widest
 
 _MOST_RUNS, _DEFAULT_RUNS = 1_000, 50

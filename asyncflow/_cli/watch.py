@@ -28,7 +28,7 @@ from asyncflow._core.text import escape_controls
 from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.events import Event, RunFinished, StepProgressed
 from asyncflow.journal import RunRecord
-from asyncflow.journal._queries import counts_until
+from asyncflow.journal._read.queries import counts_until
 
 _PAUSE_S = 0.3
 """How long to wait between two reads of a run."""

@@ -35,7 +35,7 @@ from asyncflow._core.analysis.comparison import (
 from asyncflow._core.analysis.preview import RunPreview, StepPreview
 from asyncflow._core.analysis.statistics import StepOutcome, StepStatistics
 from asyncflow.journal._postgres import PostgresJournal
-from asyncflow.journal._queries import (
+from asyncflow.journal._read.queries import (
     PipelineStatistics,
     QueueStats,
     RunRecord,

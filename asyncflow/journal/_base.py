@@ -57,14 +57,13 @@ from asyncflow.events import (
     RunStarted,
     StepSkipped,
 )
-from asyncflow.journal._cached import CacheLookup
-from asyncflow.journal._event_codec import is_storable, status_column
-from asyncflow.journal._keys import RunKey
-from asyncflow.journal._machine import is_void, this_owner, this_process
-from asyncflow.journal._notes import NoteFilter
-from asyncflow.journal._overviews import Overviews
-from asyncflow.journal._payload_codec import CODECS, Codec
-from asyncflow.journal._queries import (
+from asyncflow.journal._codec.events import is_storable, status_column
+from asyncflow.journal._codec.payloads import CODECS, Codec
+from asyncflow.journal._codec.signal_types import admits, payload_of, schema_of_signal
+from asyncflow.journal._database.machine import is_void, this_owner, this_process
+from asyncflow.journal._database.sql import virtual_now
+from asyncflow.journal._read.overviews import Overviews
+from asyncflow.journal._read.queries import (
     LARGEST,
     UNFINISHED,
     PipelineStatistics,
@@ -78,15 +77,16 @@ from asyncflow.journal._queries import (
     check_text,
     parse_status,
 )
-from asyncflow.journal._queue import DueRuns, NewRun, Queue, announce, watchers
-from asyncflow.journal._reader import RunReader
-from asyncflow.journal._run_lists import RunLists
-from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession, batch_of
-from asyncflow.journal._signal_types import admits, payload_of, schema_of_signal
-from asyncflow.journal._sql import virtual_now
-from asyncflow.journal._store import Claim, Store
-from asyncflow.journal._streams import StreamPlace, StreamReader, StreamWatch
-from asyncflow.journal._worker import (
+from asyncflow.journal._read.reader import RunReader
+from asyncflow.journal._read.run_lists import RunLists
+from asyncflow.journal._write.cached import CacheLookup
+from asyncflow.journal._write.keys import RunKey
+from asyncflow.journal._write.notes import NoteFilter
+from asyncflow.journal._write.queue import DueRuns, NewRun, Queue, announce, watchers
+from asyncflow.journal._write.session import CommitQueue, FinishedSession, SQLSession, batch_of
+from asyncflow.journal._write.store import Claim, Store
+from asyncflow.journal._write.streams import StreamPlace, StreamReader, StreamWatch
+from asyncflow.journal._write.worker import (
     JournalWorker,
     Lease,
     PendingClaim,
@@ -396,7 +396,9 @@ class SQLJournal:
         """
         await self._check_id(run_id)
         await self._read(self._lists.check_exists, run_id)
-        from asyncflow.journal._export import export_run  # it makes a journal, as this module does
+        from asyncflow.journal._read.export import (
+            export_run,  # it makes a journal, as this module does
+        )
 
         await self._read(export_run, self._reading, self._lists, run_id, os.fspath(path))
 

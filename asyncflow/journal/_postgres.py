@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import check_lease, check_text
-from asyncflow.journal._store import Store
+from asyncflow.journal._read.queries import check_lease, check_text
+from asyncflow.journal._write.store import Store
 
 
 class PostgresJournal(SQLJournal):
@@ -69,7 +69,7 @@ class PostgresJournal(SQLJournal):
         prints: bool = False,
     ) -> None:
         # psycopg may be missing
-        from asyncflow.journal._postgres_connection import Postgres, ServerState
+        from asyncflow.journal._database.postgres import Postgres, ServerState
 
         check_text("dsn", dsn)
         check_lease(lease_s)

@@ -6,10 +6,10 @@ Several processes may share the file:
   once, without waiting, when another process wrote in between.
 - A checkpoint copies the WAL into the file only while no process can write. Before version 3.51.3,
   SQLite could damage the file otherwise (sqlite.org/wal.html, "the WAL-reset bug").
-- A transaction fails if the file at the path is not the one that is open (`_database_file`). The
+- A transaction fails if the file at the path is not the one that is open (`_database.file`). The
   look before the commit keeps it out of a file that was moved away. The look after it covers the
   moment between; a commit that fails it is not reported as stored.
-- Leases expire by a clock that all processes of the machine share (`_machine`).
+- Leases expire by a clock that all processes of the machine share (`_database.machine`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from typing import Literal, TypeVar
 
 from asyncflow._core.errors import JournalError
 from asyncflow._core.text import escape_controls, safe_text
-from asyncflow.journal._addresses import is_other_address, is_postgres_address
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._database_file import DatabaseFile
-from asyncflow.journal._machine import LeaseClock, this_machine
-from asyncflow.journal._queries import check_lease
-from asyncflow.journal._sql import DatabaseChangedError, either_case
-from asyncflow.journal._store import Store
-from asyncflow.journal._tables import SCHEMA, VERSION, why_unknown
-from asyncflow.journal._worker import WorkerThread
+from asyncflow.journal._database.addresses import is_other_address, is_postgres_address
+from asyncflow.journal._database.file import DatabaseFile
+from asyncflow.journal._database.machine import LeaseClock, this_machine
+from asyncflow.journal._database.sql import DatabaseChangedError, either_case
+from asyncflow.journal._database.tables import SCHEMA, VERSION, why_unknown
+from asyncflow.journal._read.queries import check_lease
+from asyncflow.journal._write.store import Store
+from asyncflow.journal._write.worker import WorkerThread
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ _SAFE = "what was committed before is safe, and nothing of this transaction was 
 
 
 class SQLite:
-    """A `asyncflow.journal._sql.Database`.
+    """A `asyncflow.journal._database.sql.Database`.
 
     ``synchronous`` says whether a commit reaches the disk, or only the operating system.
     ``patience_s`` is how many seconds to wait for other processes that write. Leases expire by

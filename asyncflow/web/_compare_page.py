@@ -32,7 +32,7 @@ from asyncflow._views.comparison_text import (
 from asyncflow._views.event_text import took
 from asyncflow._views.preview import error_trace
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import RunRecord, so_far_ms
+from asyncflow.journal._read.queries import RunRecord, so_far_ms
 from asyncflow.web._responses import path_in, problem, render, wants_json
 
 _MOST_ROWS = 500

@@ -19,7 +19,7 @@ from asyncflow._views.notes import is_picture
 from asyncflow.events import StepAttached, StepCalled, StepLogged, StepProgressed
 from asyncflow.html_report._page import log_lines
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import StoredEvent
+from asyncflow.journal._read.queries import StoredEvent
 from asyncflow.web._responses import json_answer, link_to, problem
 
 _MOST, _BY_DEFAULT = 5_000, 1_000

@@ -26,7 +26,7 @@ from asyncflow._core.text import did_you_mean
 from asyncflow._views.outcomes import frequency_text, items_text
 from asyncflow.html_report._page_model import name_text
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import (
+from asyncflow.journal._read.queries import (
     PipelineStatistics,
     RunRecord,
     listed_status,

@@ -29,7 +29,7 @@ from asyncflow._core.pipeline.step import inputs_of
 from asyncflow._core.text import did_you_mean
 from asyncflow._views.waiting import is_queued
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import UNENDED, RunRecord
+from asyncflow.journal._read.queries import UNENDED, RunRecord
 from asyncflow.journal._run_names import free_name
 
 

@@ -29,7 +29,7 @@ from asyncflow._views.event_text import ended_as
 from asyncflow._views.waiting import is_queued
 from asyncflow.html_report._page_model import name_text
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import record_document
+from asyncflow.journal._read.queries import record_document
 from asyncflow.web._auth import Guard, Token, log_in, login_required
 from asyncflow.web._compare_page import compare_page
 from asyncflow.web._feed import RunFeeds

@@ -25,8 +25,14 @@ from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, details, page, page_policy, sections
 from asyncflow.html_report._page_model import NestedRun, PageContext, RelatedRuns
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import UNENDED, USUAL_RUNS, RunRecord, StoredEvent, listed_status
-from asyncflow.journal._streams import MOST_ROWS, latest_streamed
+from asyncflow.journal._read.queries import (
+    UNENDED,
+    USUAL_RUNS,
+    RunRecord,
+    StoredEvent,
+    listed_status,
+)
+from asyncflow.journal._write.streams import MOST_ROWS, latest_streamed
 from asyncflow.web._compare_page import compare_url
 from asyncflow.web._feed import PagePart, PageParts, Prepare, Render, RunFeeds, now_of
 from asyncflow.web._notes import attachments_url

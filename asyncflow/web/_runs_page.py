@@ -27,7 +27,7 @@ from asyncflow._views.progress import left_text
 from asyncflow._views.slowness import slowness_text
 from asyncflow._views.waiting import queue_text
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import (
+from asyncflow.journal._read.queries import (
     DAMAGED,
     RunFilter,
     RunRecord,

@@ -26,7 +26,7 @@ from asyncflow._core.analysis.looks import (
     look_of,
 )
 from asyncflow._core.analysis.statistics import StepOutcome
-from asyncflow.journal._queries import DAMAGED
+from asyncflow.journal._read.queries import DAMAGED
 
 LOOKS = [*STEP_LOOKS.values(), *RUN_LOOKS.values(), *OUTCOME_LOOKS.values(), DIED_LOOK]
 

@@ -34,11 +34,8 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow._core.text import describe_error
-from asyncflow.journal import (
-    PostgresJournal,
-    SQLiteJournal,
-    _postgres_connection,  # noqa: F401  # else each child would import psycopg
-)
+from asyncflow.journal import PostgresJournal, SQLiteJournal
+from asyncflow.journal._database import postgres  # noqa: F401  # else each child would import psycopg
 from tests.crash.faults import SHORT_LEASE_S, jump_clock, play, shift_clock, stall
 from tests.crash.kill_points import Reaper
 from tests.crash.senders import send

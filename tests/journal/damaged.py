@@ -53,8 +53,8 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._event_codec import run_checksum, sealed
-from asyncflow.journal._sql import EVENT_COLUMNS
+from asyncflow.journal._codec.events import run_checksum, sealed
+from asyncflow.journal._database.sql import EVENT_COLUMNS
 from asyncflow.testing import run_in_virtual_time
 from asyncflow.web import app
 

@@ -97,7 +97,7 @@ async def cancel_tokens(database: Any) -> list[Any]:
 async def test_a_cancellation_through_the_runs_own_journal_arrives_at_once(
     make_journal: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncflow.journal._worker._POLL_S", 86_400)
+    monkeypatch.setattr("asyncflow.journal._write.worker._POLL_S", 86_400)
     journal = make_journal(lease_s=86_400)
     async with running(journal) as task:
         assert await journal.cancel("r")

@@ -28,7 +28,7 @@ from asyncflow import (
     resume_all,
 )
 from asyncflow._core.history.results import Payload
-from asyncflow.journal._signals import SentSignal
+from asyncflow.journal._write.signals import SentSignal
 from asyncflow.service import Service
 
 SUCCESS, FAILED, SKIPPED = StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.SKIPPED

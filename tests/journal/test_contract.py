@@ -53,7 +53,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import StoredEvent
-from asyncflow.journal._event_codec import event_checksum
+from asyncflow.journal._codec.events import event_checksum
 from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
 Make = Callable[..., Any]

@@ -49,7 +49,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._event_codec import sealed
+from asyncflow.journal._codec.events import sealed
 from asyncflow.testing import run_in_virtual_time
 
 ALL = bool(os.environ.get("ASYNCFLOW_ALL_DAMAGE"))

@@ -39,7 +39,7 @@ from asyncflow.events import (
     StepSucceeded,
     StepWaiting,
 )
-from asyncflow.journal._event_codec import (
+from asyncflow.journal._codec.events import (
     EventRow,
     event_of,
     row_of,
@@ -387,7 +387,7 @@ STORED_TRACEBACK = """Traceback (most recent call last):
     value = await action()
   File "/srv/app/steps.py", line 3, in load
     await journal.report("x")
-  File "/srv/asyncflow/journal/_worker.py", line 9, in _run_job
+  File "/srv/asyncflow/journal/_write/worker.py", line 9, in _run_job
     result = fn(*args)
 ValueError: x
 """

@@ -19,8 +19,9 @@ import pytest
 from asyncflow import RunReport, WorkflowStep, run_pipeline
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow.events import AttemptStarted, Event, RunFinished, RunStarted
-from asyncflow.journal import SQLiteJournal, _database_file
-from asyncflow.journal._database_file import DatabaseFile
+from asyncflow.journal import SQLiteJournal
+from asyncflow.journal._database import file as database_file
+from asyncflow.journal._database.file import DatabaseFile
 from asyncflow.journal._sqlite import SQLite
 
 ROOT = Path(__file__).parents[2]
@@ -501,8 +502,9 @@ async def test_a_run_does_not_continue_in_a_history_that_lacks_its_events(
 
 RIVAL = """
 import asyncio, sys
-from asyncflow.journal import SQLiteJournal, _database_file
-from asyncflow.journal._database_file import DatabaseFile
+from asyncflow.journal import SQLiteJournal
+from asyncflow.journal._database import file as database_file
+from asyncflow.journal._database.file import DatabaseFile
 async def main():
     async with SQLiteJournal(sys.argv[1]) as journal:
         await journal.open("r", wait=False, read=bool)
@@ -540,7 +542,7 @@ async def test_another_process_does_not_get_the_run(path: Path, game: str) -> No
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_process_takes_over_no_lock_of_its_parent(path: Path) -> None:
     file = DatabaseFile.at(str(path))
-    with file._lock, _database_file._files_lock:  # as a worker thread may hold them during a fork
+    with file._lock, database_file._files_lock:  # as a worker thread may hold them during a fork
         pid = os.fork()
         if not pid:
             try:

@@ -16,10 +16,11 @@ import pytest
 
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow._core.errors import RunAlreadyActiveError
-from asyncflow.journal import SQLiteJournal, _machine, _sqlite
-from asyncflow.journal._machine import LeaseClock, this_machine
+from asyncflow.journal import SQLiteJournal, _sqlite
+from asyncflow.journal._database import machine as _machine
+from asyncflow.journal._database.machine import LeaseClock, this_machine
 from asyncflow.journal._sqlite import SQLite
-from asyncflow.journal._store import Claim, Store
+from asyncflow.journal._write.store import Claim, Store
 
 ROOT = Path(__file__).parents[2]
 HOUR = 3_600.0
@@ -147,7 +148,7 @@ def test_without_the_boot_leases_expire_by_the_wall_clock(
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_all_processes_of_a_machine_share_its_clock() -> None:
     script = """
-from asyncflow.journal._machine import this_machine
+from asyncflow.journal._database.machine import this_machine
 clock = this_machine()
 print(repr(clock.name), clock.boot_s())
 """

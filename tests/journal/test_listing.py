@@ -16,7 +16,7 @@ from segments import store_segment
 from asyncflow import Orchestrator, RunStatus, WorkflowStep
 from asyncflow.events import AttemptStarted, RunFinished, RunInterrupted, RunResumed, RunStarted
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._store import Store
+from asyncflow.journal._write.store import Store
 
 Make = Callable[..., Any]
 
@@ -280,7 +280,7 @@ async def test_a_run_that_no_process_runs_is_orphaned(make_journal: Make, databa
 async def test_orphans_are_found_across_many_pages(
     journal: Any, database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncflow.journal._run_lists._PAGE", 3)
+    monkeypatch.setattr("asyncflow.journal._read.run_lists._PAGE", 3)
     for number in range(10):
         await a_run(journal, f"r{number}", float(number // 2), status=None)
     database.query(

@@ -30,7 +30,7 @@ from asyncflow import (
 )
 from asyncflow._core.errors import PayloadError
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._payload_codec import Codec
+from asyncflow.journal._codec.payloads import Codec
 
 CODEC = Codec("json", 100_000)
 SUBJECT = "the output of step 'load'"

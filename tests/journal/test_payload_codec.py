@@ -25,11 +25,11 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import pytest
 
-import asyncflow.journal._payload_codec
+import asyncflow.journal._codec.payloads
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.history.results import REDACTED, Payload
 from asyncflow._core.value_size import field_names
-from asyncflow.journal._payload_codec import Codec, roundtrip_difference
+from asyncflow.journal._codec.payloads import Codec, roundtrip_difference
 
 SUBJECT = "the output of step 'load'"
 PLAIN, PICKLING = Codec("json", 1_000), Codec("cloudpickle", 1_000)
@@ -308,7 +308,7 @@ def test_the_codec_keeps_no_type_of_a_dropped_pipeline_alive() -> None:
     assert roundtrip(made(1), made, codec).x == 1
 
     del made
-    for number in range(asyncflow.journal._payload_codec._DECODERS):
+    for number in range(asyncflow.journal._codec.payloads._DECODERS):
         roundtrip(number, typing.Literal[number], codec)  # type: ignore[valid-type]
         field_names(type("Other", (), {}))
     gc.collect()
@@ -368,7 +368,7 @@ def test_an_oversized_value_is_refused() -> None:
 def test_an_oversized_value_is_refused_before_it_is_decoded_or_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(asyncflow.journal._payload_codec, "roundtrip_difference", None)
+    monkeypatch.setattr(asyncflow.journal._codec.payloads, "roundtrip_difference", None)
     monkeypatch.setattr("cloudpickle.loads", None)
 
     assert "takes 1,202 bytes" in refusal("\0" * 200)

@@ -37,10 +37,10 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import RunSummary
-from asyncflow.journal._overviews import OF_STEPS, read_brief
-from asyncflow.journal._queries import RunFilter, RunRecord
-from asyncflow.journal._store import Store
-from asyncflow.journal._summaries import SELECT_STEPS
+from asyncflow.journal._read.overviews import OF_STEPS, read_brief
+from asyncflow.journal._read.queries import RunFilter, RunRecord
+from asyncflow.journal._write.store import Store
+from asyncflow.journal._write.summaries import SELECT_STEPS
 
 LONG_OUTPUT = Payload("json", b'"' + b"x" * 10_000 + b'"')
 

@@ -13,9 +13,9 @@ from postgres_server import PostgresServer, until
 
 from asyncflow._core.errors import JournalError
 from asyncflow.journal import PostgresJournal
-from asyncflow.journal._postgres_connection import Postgres
-from asyncflow.journal._sql import Cursor
-from asyncflow.journal._tables import VERSION
+from asyncflow.journal._database.postgres import Postgres
+from asyncflow.journal._database.sql import Cursor
+from asyncflow.journal._database.tables import VERSION
 
 
 def runs_of(database: Postgres) -> list[object]:
@@ -123,7 +123,7 @@ async def test_an_unreachable_server_is_reported_at_once(postgres_server: Postgr
 def test_a_missing_psycopg_is_reported_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.delitem(sys.modules, "asyncflow.journal._postgres")
-    monkeypatch.delitem(sys.modules, "asyncflow.journal._postgres_connection")
+    monkeypatch.delitem(sys.modules, "asyncflow.journal._database.postgres")
 
     with pytest.raises(ImportError, match=r"pip install 'asyncflow-tiers\[postgres\]'"):
         PostgresJournal("")
@@ -202,7 +202,7 @@ def test_tables_are_made_as_a_whole_or_not_at_all(
 ) -> None:
     database = Postgres(dsn, 10.0)
     bad = ["CREATE TABLE runs (x INTEGER)", "CREATE TABLE runs (x INTEGER)"]
-    monkeypatch.setattr("asyncflow.journal._postgres_connection.SCHEMA", bad)
+    monkeypatch.setattr("asyncflow.journal._database.postgres.SCHEMA", bad)
 
     with pytest.raises(JournalError, match='"runs" already exists'):
         runs_of(database)

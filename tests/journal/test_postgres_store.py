@@ -15,14 +15,14 @@ from psycopg.pq import TransactionStatus
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.history.results import Payload
 from asyncflow.events import AttemptStarted, StepSucceeded
-from asyncflow.journal import _postgres_connection
-from asyncflow.journal._event_codec import row_of
-from asyncflow.journal._payload_codec import Codec
-from asyncflow.journal._postgres_connection import Postgres
-from asyncflow.journal._queries import RunFilter
-from asyncflow.journal._reader import RunReader
-from asyncflow.journal._run_lists import RunLists
-from asyncflow.journal._store import Change, Claim, CommitBatch, Store
+from asyncflow.journal._codec.events import row_of
+from asyncflow.journal._codec.payloads import Codec
+from asyncflow.journal._database import postgres as postgres_connection
+from asyncflow.journal._database.postgres import Postgres
+from asyncflow.journal._read.queries import RunFilter
+from asyncflow.journal._read.reader import RunReader
+from asyncflow.journal._read.run_lists import RunLists
+from asyncflow.journal._write.store import Change, Claim, CommitBatch, Store
 
 MINE = Claim("me", '{"claim": "mine"}', 30.0, lambda process: False)
 THEIRS = MINE._replace(process='{"claim": "of another process"}')
@@ -360,14 +360,14 @@ def test_a_transaction_commits_the_valid_runs_and_reports_the_lost_leases(
 @pytest.fixture
 def jump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Return what lets the clock of the server jump, as stores see it."""
-    clock = _postgres_connection._NOW
+    clock = postgres_connection._NOW
 
     def jump(seconds: int) -> None:
-        monkeypatch.setattr(_postgres_connection, "_NOW", f"({clock} + {seconds})")
-        _postgres_connection._translated.cache_clear()
+        monkeypatch.setattr(postgres_connection, "_NOW", f"({clock} + {seconds})")
+        postgres_connection._translated.cache_clear()
 
     yield jump
-    _postgres_connection._translated.cache_clear()
+    postgres_connection._translated.cache_clear()
 
 
 def test_a_jump_of_the_servers_clock_forwards_frees_the_run_of_a_live_process_which_is_fenced(

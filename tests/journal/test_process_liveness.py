@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from asyncflow.journal import _machine as machine
-from asyncflow.journal._machine import is_dead, this_owner, this_process
+from asyncflow.journal._database import machine
+from asyncflow.journal._database.machine import is_dead, this_owner, this_process
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to detect dead processes")
 

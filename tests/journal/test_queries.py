@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from asyncflow import RunStatus
-from asyncflow.journal._queries import RunFilter, parse_time
+from asyncflow.journal._read.queries import RunFilter, parse_time
 
 NOW_S = datetime(2024, 6, 1, 12, tzinfo=UTC).timestamp()
 

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from asyncflow import JournalError, Pool
 from asyncflow._core.pools.pool import Clock, PoolTicket
 from asyncflow._core.pools.shares import TICK_S
-from asyncflow.journal._machine import LeaseClock, held_claims, is_void, this_process
-from asyncflow.journal._shares import Shares
+from asyncflow.journal._database.machine import LeaseClock, held_claims, is_void, this_process
 from asyncflow.journal._sqlite import SQLite
-from asyncflow.journal._store import Claim
+from asyncflow.journal._write.shares import Shares
+from asyncflow.journal._write.store import Claim
 
 LEASE_S = 30.0
 REAL = "stands for the clock that real event loops share"

@@ -20,10 +20,10 @@ from asyncflow import PayloadError, Pipeline
 from asyncflow._core.history.results import Payload
 from asyncflow._core.pipeline.signal import fits, shape_of
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._payload_codec import Codec
-from asyncflow.journal._schema import mismatch
-from asyncflow.journal._signal_types import schema_of_signal
-from asyncflow.journal._signals import SentSignal
+from asyncflow.journal._codec.payloads import Codec
+from asyncflow.journal._codec.schema import mismatch
+from asyncflow.journal._codec.signal_types import schema_of_signal
+from asyncflow.journal._write.signals import SentSignal
 from asyncflow.testing import run_in_virtual_time
 
 CODEC = Codec("json", 1_000_000)

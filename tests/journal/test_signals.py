@@ -33,10 +33,10 @@ from asyncflow._core.history.results import Payload
 from asyncflow._policies.waits import Waits
 from asyncflow.events import SignalReceived, StepWaiting
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._session import CommitQueue
-from asyncflow.journal._signals import SentSignal, Signals
 from asyncflow.journal._sqlite import SQLite
-from asyncflow.journal._store import Store
+from asyncflow.journal._write.session import CommitQueue
+from asyncflow.journal._write.signals import SentSignal, Signals
+from asyncflow.journal._write.store import Store
 from asyncflow.service import Service
 from asyncflow.testing import fake, run_in_virtual_time
 

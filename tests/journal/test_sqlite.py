@@ -22,7 +22,7 @@ from asyncflow._core.errors import JournalError
 from asyncflow._core.history.results import Payload
 from asyncflow.events import AttemptStarted, RunStarted, StepSucceeded
 from asyncflow.journal import SQLiteJournal, _sqlite
-from asyncflow.journal._tables import VERSION
+from asyncflow.journal._database.tables import VERSION
 
 ROOT = Path(__file__).parents[2]
 SAFE = "what was committed before is safe"

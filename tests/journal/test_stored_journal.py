@@ -22,7 +22,7 @@ from asyncflow import RunStatus, StepStatus, resume_all
 from asyncflow._cli import commands
 from asyncflow.html_report import to_html
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._tables import VERSION as SCHEMA
+from asyncflow.journal._database.tables import VERSION as SCHEMA
 from asyncflow.service import Service
 from asyncflow.web import app
 from tests.release import ROOT, is_released

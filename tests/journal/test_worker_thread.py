@@ -10,7 +10,7 @@ from itertools import chain, repeat
 import pytest
 
 from asyncflow._core.errors import JournalError
-from asyncflow.journal._worker import Shared, WorkerThread
+from asyncflow.journal._write.worker import Shared, WorkerThread
 
 
 def test_a_cancelled_job_does_not_run() -> None:

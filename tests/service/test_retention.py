@@ -15,7 +15,7 @@ import pytest
 
 from asyncflow import JournalError, Pipeline, ResourceError
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._event_codec import run_checksum
+from asyncflow.journal._codec.events import run_checksum
 from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
 

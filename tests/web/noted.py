@@ -9,7 +9,7 @@ from typing import Any
 from asyncflow._core.record import replace
 from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepStreamed
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._queries import StoredEvent
+from asyncflow.journal._read.queries import StoredEvent
 
 __all__ = ["NotedJournal"]
 

@@ -24,7 +24,7 @@ from asyncflow.events import (
     StepLogged,
     StepStreamed,
 )
-from asyncflow.journal._queries import RunRecord, RunSummary, StoredEvent
+from asyncflow.journal._read.queries import RunRecord, RunSummary, StoredEvent
 from asyncflow.web._feed import PageParts, Prepare, Render, RunFeeds, now_of
 
 

@@ -13,7 +13,7 @@ from web.runs import failing, passing
 
 from asyncflow import Orchestrator, RunStatus, WorkflowStep
 from asyncflow.journal import RunRecord
-from asyncflow.journal._queries import statistics_document
+from asyncflow.journal._read.queries import statistics_document
 from asyncflow.web import _pipeline_page, app
 from asyncflow.web._pipeline_page import bars
 

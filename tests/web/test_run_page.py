@@ -17,7 +17,7 @@ from web.runs import Gate, failing, parts_of, passing, slow
 from asyncflow import Orchestrator, RunStatus, WorkflowStep
 from asyncflow.events import AttemptStarted, RunFinished, RunStarted, StepSucceeded
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._queries import PipelineStatistics, RunRecord
+from asyncflow.journal._read.queries import PipelineStatistics, RunRecord
 from asyncflow.web import app
 
 FINAL = {"cancel": False, "resume": False, "rerun": None, "note": "", "orphaned": False}

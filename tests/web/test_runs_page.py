@@ -16,7 +16,7 @@ from asyncflow import JournalError, Orchestrator, RunStatus, WorkflowStep
 from asyncflow._core.analysis.slowness import Slower
 from asyncflow._views.preview import moment_text
 from asyncflow.journal import QueueStats, SQLiteJournal
-from asyncflow.journal._queries import RunRecord, RunSummary
+from asyncflow.journal._read.queries import RunRecord, RunSummary
 from asyncflow.web import app
 
 HOSTILE = "<script>alert('x')</script>"

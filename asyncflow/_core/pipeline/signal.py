@@ -210,10 +210,10 @@ def check_sender(sent_by: object, note: object) -> None:
 def _types() -> ModuleType | None:
     """Return what knows schemas, which needs msgspec; ``None`` without it."""
     try:
-        from asyncflow.journal import _signal_types
+        from asyncflow.journal._codec import signal_types
     except MissingExtraError:
         return None
-    return _signal_types
+    return signal_types
 
 
 def asks_of(signals: Mapping[str, Any], deadlines: Mapping[str, float]) -> int:

@@ -20,9 +20,10 @@ from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.results import REDACTED_OUTPUT, RunStatus, StepStatus
 from asyncflow._core.record import replace as with_changes
 from asyncflow.events import Event, ResultReused, RunStarted
-from asyncflow.journal._event_codec import event_of, read_error
-from asyncflow.journal._payload_codec import Codec
-from asyncflow.journal._queries import (
+from asyncflow.journal._codec.events import event_of, read_error
+from asyncflow.journal._codec.payloads import Codec
+from asyncflow.journal._database.sql import EVENT_COLUMNS, chunks, marks, padded
+from asyncflow.journal._read.queries import (
     UNENDED,
     USUAL_RUNS,
     PipelineStatistics,
@@ -30,11 +31,10 @@ from asyncflow.journal._queries import (
     RunRecord,
     RunSummary,
 )
-from asyncflow.journal._run_lists import RunLists, RunRow, contradiction, record_of
-from asyncflow.journal._signals import Signals
-from asyncflow.journal._sql import EVENT_COLUMNS, chunks, marks, padded
-from asyncflow.journal._store import Store
-from asyncflow.journal._summaries import (
+from asyncflow.journal._read.run_lists import RunLists, RunRow, contradiction, record_of
+from asyncflow.journal._write.signals import Signals
+from asyncflow.journal._write.store import Store
+from asyncflow.journal._write.summaries import (
     SELECT_ENDS,
     SELECT_STEPS,
     SegmentEnd,

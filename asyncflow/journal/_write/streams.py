@@ -22,14 +22,14 @@ from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.running.streamed import StreamedValue
 from asyncflow._core.text import did_you_mean
 from asyncflow.events import RunResumed, RunStarted, StepStreamed
-from asyncflow.journal._event_codec import column_of
-from asyncflow.journal._keys import CONTINUES
-from asyncflow.journal._notes import note_of
-from asyncflow.journal._store import Store
+from asyncflow.journal._codec.events import column_of
+from asyncflow.journal._write.keys import CONTINUES
+from asyncflow.journal._write.notes import note_of
+from asyncflow.journal._write.store import Store
 
 if TYPE_CHECKING:
     from asyncflow.journal._base import SQLJournal
-    from asyncflow.journal._queries import StoredEvent
+    from asyncflow.journal._read.queries import StoredEvent
 
 _log = logging.getLogger("asyncflow")
 

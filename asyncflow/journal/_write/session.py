@@ -35,17 +35,17 @@ from asyncflow.events import (
     StepSucceeded,
     StepWaiting,
 )
-from asyncflow.journal._attributes import attributes_column, indexed
-from asyncflow.journal._cached import remembered
-from asyncflow.journal._checkpoints import changes_of, stored_call
-from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column, write_error
-from asyncflow.journal._queue import announce, left_queue
-from asyncflow.journal._signals import SentSignal, forget
-from asyncflow.journal._sql import Statement, virtual_now
-from asyncflow.journal._store import Change, CommitBatch
-from asyncflow.journal._streams import StreamWatch
-from asyncflow.journal._summaries import summary_of
-from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
+from asyncflow.journal._codec.events import EventRow, column_of, row_of, status_column, write_error
+from asyncflow.journal._database.sql import Statement, virtual_now
+from asyncflow.journal._write.attributes import attributes_column, indexed
+from asyncflow.journal._write.cached import remembered
+from asyncflow.journal._write.checkpoints import changes_of, stored_call
+from asyncflow.journal._write.queue import announce, left_queue
+from asyncflow.journal._write.signals import SentSignal, forget
+from asyncflow.journal._write.store import Change, CommitBatch
+from asyncflow.journal._write.streams import StreamWatch
+from asyncflow.journal._write.summaries import summary_of
+from asyncflow.journal._write.worker import JournalWorker, Lease, WorkerThread
 
 _OnStop = Callable[[JournalError | RunCancelledError], object]
 _Waiter = asyncio.Future[None]

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from asyncflow._core.history.results import Payload
 from asyncflow._core.running.checkpoints import StoredCall
 from asyncflow._core.running.step_runs import Key
-from asyncflow.journal._event_codec import column_of, data_checksum, event_checksum, from_column
-from asyncflow.journal._sql import Statement
+from asyncflow.journal._codec.events import column_of, data_checksum, event_checksum, from_column
+from asyncflow.journal._database.sql import Statement
 
 _NO_ITEM = -1
 """The item of a step as a whole: a column of a primary key holds no NULL."""

@@ -23,8 +23,8 @@ from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, MissingExtraError
 from asyncflow._core.text import escape_controls
-from asyncflow.journal._sql import Cursor, UnsettledError, either_case
-from asyncflow.journal._tables import OF_TABLES, SCHEMA, VERSION, adapted, why_unknown
+from asyncflow.journal._database.sql import Cursor, UnsettledError, either_case
+from asyncflow.journal._database.tables import OF_TABLES, SCHEMA, VERSION, adapted, why_unknown
 
 try:
     import psycopg
@@ -80,7 +80,7 @@ class ServerState:
 
 
 class Postgres:
-    """A `asyncflow.journal._sql.Database`.
+    """A `asyncflow.journal._database.sql.Database`.
 
     ``dsn`` is a URI, or libpq's keywords and values. A server that does not answer for ``lease_s``
     seconds, which is how long a lease lasts, counts as lost. ``server`` is what other connections

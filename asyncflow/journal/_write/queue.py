@@ -19,8 +19,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
-from asyncflow.journal._event_codec import column_of, from_column
-from asyncflow.journal._keys import (
+from asyncflow.journal._codec.events import column_of, from_column
+from asyncflow.journal._database.sql import FREE, NOW, Cursor, Statement, changing
+from asyncflow.journal._write.keys import (
     CONTINUES,
     FENCE,
     QUEUED,
@@ -32,10 +33,9 @@ from asyncflow.journal._keys import (
     replacement,
     waits_already,
 )
-from asyncflow.journal._sql import FREE, NOW, Cursor, Statement, changing
 
 if TYPE_CHECKING:
-    from asyncflow.journal._store import Claim, CommitBatch, Store
+    from asyncflow.journal._write.store import Claim, CommitBatch, Store
 
 
 _NOW = f"(SELECT {NOW})"

@@ -26,17 +26,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.history.results import Payload, SignalAnswer
-from asyncflow.journal._event_codec import (
+from asyncflow.journal._codec.events import (
     column_of,
     data_checksum,
     event_checksum,
     from_column,
     is_moment,
 )
-from asyncflow.journal._sql import NOW, Cursor, Statement, changing, marks, padded
+from asyncflow.journal._database.sql import NOW, Cursor, Statement, changing, marks, padded
 
 if TYPE_CHECKING:
-    from asyncflow.journal._store import Store
+    from asyncflow.journal._write.store import Store
 
 
 class SentSignal(NamedTuple):

@@ -22,9 +22,9 @@ from asyncflow._core.history.results import Payload
 from asyncflow._core.pipeline.signal import SHAPE, fits, is_plain, other_type, shape_of, shape_text
 from asyncflow._core.text import describe_fully, safe_text
 from asyncflow._core.value_size import safe_repr
-from asyncflow.journal._models import is_model, schema_of_model
-from asyncflow.journal._payload_codec import Codec, plain_of
-from asyncflow.journal._schema import mismatch
+from asyncflow.journal._codec.models import is_model, schema_of_model
+from asyncflow.journal._codec.payloads import Codec, plain_of
+from asyncflow.journal._codec.schema import mismatch
 
 _NO_JSON: Mapping[str, Any] = {"not": {}}
 """The schema of a type that JSON has no form for."""

@@ -30,14 +30,14 @@ from asyncflow._core.history.results import SignalAnswer
 from asyncflow._core.running.checkpoints import StoredCall
 from asyncflow._core.running.step_runs import Key
 from asyncflow._core.text import describe_fully
-from asyncflow.journal._keys import CancelCause, RunKey
-from asyncflow.journal._machine import held_claims, new_claim
-from asyncflow.journal._notes import ProgressKey, last_positions, latest_only
-from asyncflow.journal._queue import Queue
-from asyncflow.journal._shares import Shares
-from asyncflow.journal._signals import SentSignal, Signals
-from asyncflow.journal._sql import DatabaseChangedError, virtual_now
-from asyncflow.journal._store import Claim, CommitBatch, Store
+from asyncflow.journal._database.machine import held_claims, new_claim
+from asyncflow.journal._database.sql import DatabaseChangedError, virtual_now
+from asyncflow.journal._write.keys import CancelCause, RunKey
+from asyncflow.journal._write.notes import ProgressKey, last_positions, latest_only
+from asyncflow.journal._write.queue import Queue
+from asyncflow.journal._write.shares import Shares
+from asyncflow.journal._write.signals import SentSignal, Signals
+from asyncflow.journal._write.store import Claim, CommitBatch, Store
 
 T = TypeVar("T")
 Question = TypeVar("Question")

@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
-from asyncflow.journal._sql import DatabaseChangedError
+from asyncflow.journal._database.sql import DatabaseChangedError
 
 _FileId = tuple[int, int]
 

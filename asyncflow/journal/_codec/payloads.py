@@ -42,7 +42,7 @@ from asyncflow._core.history.remote_output import RemoteOutput, is_remote
 from asyncflow._core.history.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
 from asyncflow._core.text import describe_fully, escape_controls
 from asyncflow._core.value_size import Extent, extent, field_names, safe_repr
-from asyncflow.journal._models import (
+from asyncflow.journal._codec.models import (
     WithGiven,
     given_fields,
     is_model,

@@ -32,14 +32,14 @@ from asyncflow.events import (
     RunStarted,
     StepSucceeded,
 )
-from asyncflow.journal._notes import NoteFilter, note_of
-from asyncflow.journal._overviews import LATEST_START, OF_STEPS, brief_event_of, read_brief
-from asyncflow.journal._payload_codec import Codec
-from asyncflow.journal._queries import StoredEvent
-from asyncflow.journal._run_lists import RunLists, RunRow, contradiction
-from asyncflow.journal._signal_types import check_payload
-from asyncflow.journal._signals import EXPIRED, SENT, SentSignal, Signals, is_same, why_second
-from asyncflow.journal._store import Store
+from asyncflow.journal._codec.payloads import Codec
+from asyncflow.journal._codec.signal_types import check_payload
+from asyncflow.journal._read.overviews import LATEST_START, OF_STEPS, brief_event_of, read_brief
+from asyncflow.journal._read.queries import StoredEvent
+from asyncflow.journal._read.run_lists import RunLists, RunRow, contradiction
+from asyncflow.journal._write.notes import NoteFilter, note_of
+from asyncflow.journal._write.signals import EXPIRED, SENT, SentSignal, Signals, is_same, why_second
+from asyncflow.journal._write.store import Store
 
 _NOTES = 1_000
 """How many notes to read at a time: SQL can't search their texts."""

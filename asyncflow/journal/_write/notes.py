@@ -19,8 +19,8 @@ from asyncflow.events import (
     StepProgressed,
     StepStreamed,
 )
-from asyncflow.journal._event_codec import column_of, event_of, row_of
-from asyncflow.journal._queries import LARGEST, check_text
+from asyncflow.journal._codec.events import column_of, event_of, row_of
+from asyncflow.journal._read.queries import LARGEST, check_text
 
 ProgressKey: TypeAlias = tuple[str, int, int | None]
 """A step, the number of an attempt, and an item."""

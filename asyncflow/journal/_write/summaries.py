@@ -15,14 +15,14 @@ import msgspec
 from asyncflow._core.analysis.statistics import StepRun
 from asyncflow._core.history.results import RunStatus
 from asyncflow.events import RunFinished
-from asyncflow.journal._event_codec import (
+from asyncflow.journal._codec.events import (
     StoredError,
     data_checksum,
     event_checksum,
     from_json,
     to_json,
 )
-from asyncflow.journal._sql import Statement
+from asyncflow.journal._database.sql import Statement
 
 _REPLACE = (
     "INSERT INTO summaries (run_id, position, payload, data_checksum, checksum, data) "

@@ -25,13 +25,13 @@ from asyncflow._core.errors import JournalError
 from asyncflow._core.pools.pool import Clock, Pool
 from asyncflow._core.pools.shares import TICK_S, Negotiated, PoolNumbers, PoolShare, ShareRow
 from asyncflow._core.text import describe_error
-from asyncflow.journal._event_codec import column_of, from_column
-from asyncflow.journal._machine import held_claims, new_claim
-from asyncflow.journal._sql import Cursor, Database, changing
+from asyncflow.journal._codec.events import column_of, from_column
+from asyncflow.journal._database.machine import held_claims, new_claim
+from asyncflow.journal._database.sql import Cursor, Database, changing
 
 if TYPE_CHECKING:
-    from asyncflow.journal._store import Claim
-    from asyncflow.journal._worker import WorkerThread
+    from asyncflow.journal._write.store import Claim
+    from asyncflow.journal._write.worker import WorkerThread
 
 _log = logging.getLogger("asyncflow")
 

@@ -12,8 +12,8 @@ from itertools import chain
 from typing import Any
 
 from asyncflow._core.history.results import AttributeValue
-from asyncflow.journal._event_codec import from_json, to_json
-from asyncflow.journal._sql import Statement
+from asyncflow.journal._codec.events import from_json, to_json
+from asyncflow.journal._database.sql import Statement
 
 OF_ATTRIBUTE = "run_attributes a CROSS JOIN"
 """Before ``runs r``: SQLite reads tables with CROSS JOIN in their order."""

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from asyncflow._core.errors import JournalError
-from asyncflow.journal._event_codec import EventRow
+from asyncflow.journal._codec.events import EventRow
 
 P = ParamSpec("P")
 T = TypeVar("T")

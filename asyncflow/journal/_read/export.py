@@ -16,11 +16,11 @@ from pathlib import Path
 from asyncflow._core.history.results import REDACTED
 from asyncflow._core.record import replace
 from asyncflow.events import Event, ResultReused, RunResumed, RunStarted, StepSucceeded
-from asyncflow.journal._event_codec import column_of, row_of
-from asyncflow.journal._run_lists import RunLists
-from asyncflow.journal._sql import EVENT_COLUMNS, Cursor, marks
+from asyncflow.journal._codec.events import column_of, row_of
+from asyncflow.journal._database.sql import EVENT_COLUMNS, Cursor, marks
+from asyncflow.journal._read.run_lists import RunLists
 from asyncflow.journal._sqlite import SQLite
-from asyncflow.journal._store import TABLES_OF_A_RUN, Store
+from asyncflow.journal._write.store import TABLES_OF_A_RUN, Store
 
 _COPIED = [
     table for table in TABLES_OF_A_RUN if table not in ("events", "leases", "cached_results")

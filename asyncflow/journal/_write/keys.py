@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import RunAlreadyActiveError
 from asyncflow._core.history.results import RunStatus
-from asyncflow.journal._event_codec import column_of, from_column
-from asyncflow.journal._sql import NOW, Cursor, Database, Parameters
+from asyncflow.journal._codec.events import column_of, from_column
+from asyncflow.journal._database.sql import NOW, Cursor, Database, Parameters
 
 if TYPE_CHECKING:
-    from asyncflow.journal._store import Claim
+    from asyncflow.journal._write.store import Claim
 
 CONTINUES = "(r.status IN ('running', 'waiting') OR r.cause IN ('drained', 'resource'))"
 """Whether a run without an owner is one that a service resumes."""

@@ -1,4 +1,4 @@
-"""The tables of a journal, the same in every database: what `asyncflow.journal._store` reads of.
+"""The tables of a journal, the same in every database: see `asyncflow.journal._write.store`.
 
 The statements are SQLite's. `adapted` gives them another database's names of the four types.
 

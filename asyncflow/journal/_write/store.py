@@ -1,31 +1,31 @@
 """The SQL statements of a journal about single runs: their leases, what is written, their events.
 
 They are the same for every database, as are those that read many runs
-(`asyncflow.journal._run_lists`, `asyncflow.journal._overviews`).
+(`asyncflow.journal._read.run_lists`, `asyncflow.journal._read.overviews`).
 
 - `runs` has one row per run, written with its first event. Its status follows the events.
-- `run_attributes` has one row per attribute of a run (`asyncflow.journal._attributes`).
+- `run_attributes` has one row per attribute of a run (`asyncflow.journal._write.attributes`).
 - `leases` says who may write to a run. A claim raises the run's `token`, and every transaction that
   writes events checks the token, so an owner that stood still writes nothing after another one has
   claimed the run. A row stays when its owner releases it, so that tokens only grow. `cancel_token`
   equals the token while the run is asked to stop, and only then `cancel_reason` counts. A claim
   takes the request over, since the owner that was asked may have died; a release drops it, unless
   the run may continue. Times are by the database's clock.
-- `keys` has one row per key of a pipeline (`asyncflow.journal._keys`), and `queued` one per run
-  that waits to start (`asyncflow.journal._queue`).
-- `events` has one row per event: an `asyncflow.journal._event_codec.EventRow`.
+- `keys` has one row per key of a pipeline (`asyncflow.journal._write.keys`), and `queued` one per
+  run that waits to start (`asyncflow.journal._write.queue`).
+- `events` has one row per event: an `asyncflow.journal._codec.events.EventRow`.
 - `signals` has one row per signal of a run, by its name: the value that was sent first, or that
   its deadline has expired. The sender writes the row; the owner of the run makes it an event.
 - `notes` has one row per note: what steps say, which no replay reads. It is a row of an event, with
   the level of a log record.
 - `checkpoints` has the latest one of each step and item that has saved one and not succeeded
-  (`asyncflow.journal._checkpoints`).
+  (`asyncflow.journal._write.checkpoints`).
 - `summaries` has what lists say of a run whose latest segment has ended
-  (`asyncflow.journal._summaries`).
+  (`asyncflow.journal._write.summaries`).
 - `pools` and `shares` say how many slots processes have of pools that they share, and until when
-  these are paused (`asyncflow.journal._shares`).
+  these are paused (`asyncflow.journal._write.shares`).
 - `cached_results` names the event with the latest success of each call of a step with ``cache_ms``
-  (`asyncflow.journal._cached`).
+  (`asyncflow.journal._write.cached`).
 
 What is read may be damaged. A row of `events` is checked when it is read, and a run whose rows
 can't be read is a `RunUnreadableError`. Values of the other tables may be of any type.
@@ -46,16 +46,7 @@ from asyncflow._core.running.step_cache import CachedResult
 from asyncflow._core.running.step_runs import Key
 from asyncflow._core.text import describe_fully
 from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted
-from asyncflow.journal._cached import SELECT_CACHED, CacheLookup, Wanted, cached_of, wanted_by
-from asyncflow.journal._checkpoints import (
-    SELECT_CALL,
-    SELECT_CHECKPOINTS,
-    Saved,
-    call_of,
-    key_of_call,
-    saved_of,
-)
-from asyncflow.journal._event_codec import (
+from asyncflow.journal._codec.events import (
     EventRow,
     column_of,
     event_of,
@@ -64,7 +55,29 @@ from asyncflow.journal._event_codec import (
     run_checksum,
     status_column,
 )
-from asyncflow.journal._keys import (
+from asyncflow.journal._database.sql import (
+    EVENT_COLUMNS,
+    FREE,
+    NOW,
+    Cursor,
+    Database,
+    Parameters,
+    Statement,
+    changing,
+    chunks,
+    marks,
+    padded,
+)
+from asyncflow.journal._write.cached import SELECT_CACHED, CacheLookup, Wanted, cached_of, wanted_by
+from asyncflow.journal._write.checkpoints import (
+    SELECT_CALL,
+    SELECT_CHECKPOINTS,
+    Saved,
+    call_of,
+    key_of_call,
+    saved_of,
+)
+from asyncflow.journal._write.keys import (
     CONTINUES,
     FENCE,
     QUEUED,
@@ -78,22 +91,9 @@ from asyncflow.journal._keys import (
     key_of,
     replacement,
 )
-from asyncflow.journal._notes import NoteFilter, note_rows
-from asyncflow.journal._signals import waiting, wake
-from asyncflow.journal._sql import (
-    EVENT_COLUMNS,
-    FREE,
-    NOW,
-    Cursor,
-    Database,
-    Parameters,
-    Statement,
-    changing,
-    chunks,
-    marks,
-    padded,
-)
-from asyncflow.journal._summaries import summary_of
+from asyncflow.journal._write.notes import NoteFilter, note_rows
+from asyncflow.journal._write.signals import waiting, wake
+from asyncflow.journal._write.summaries import summary_of
 
 T = TypeVar("T")
 

@@ -16,21 +16,16 @@ from asyncflow._core.errors import RunNotFoundError, RunUnreadableError
 from asyncflow._core.history.results import InterruptionCause, RunStatus
 from asyncflow._core.text import did_you_mean
 from asyncflow.events import Event, RunFinished, RunStarted
-from asyncflow.journal._attributes import (
-    OF_ATTRIBUTE,
-    attributes_column,
-    attributes_of,
-    conditions_of,
-)
-from asyncflow.journal._event_codec import (
+from asyncflow.journal._codec.events import (
     column_of,
     from_column,
     is_moment,
     run_checksum,
     status_column,
 )
-from asyncflow.journal._machine import is_void
-from asyncflow.journal._queries import (
+from asyncflow.journal._database.machine import is_void
+from asyncflow.journal._database.sql import OWNER, chunks, marks, padded
+from asyncflow.journal._read.queries import (
     UNFINISHED,
     USUAL_RUNS,
     PipelineStatistics,
@@ -40,10 +35,15 @@ from asyncflow.journal._queries import (
     WaitsFor,
     parse_status,
 )
-from asyncflow.journal._queue import WAITS_FOR
-from asyncflow.journal._signals import Signals, names_in
-from asyncflow.journal._sql import OWNER, chunks, marks, padded
-from asyncflow.journal._store import Store
+from asyncflow.journal._write.attributes import (
+    OF_ATTRIBUTE,
+    attributes_column,
+    attributes_of,
+    conditions_of,
+)
+from asyncflow.journal._write.queue import WAITS_FOR
+from asyncflow.journal._write.signals import Signals, names_in
+from asyncflow.journal._write.store import Store
 
 _PAGE = 1_000
 """How many runs to read at a time when only orphaned ones are wanted: SQL can't tell which are."""
@@ -52,7 +52,7 @@ _PAGE = 1_000
 class RunRow(NamedTuple):
     """A row of `runs` with its lease, as it was read: if it is damaged, its values are of any type.
 
-    An undamaged one has the types of `asyncflow.journal._queries.RunRecord`.
+    An undamaged one has the types of `asyncflow.journal._read.queries.RunRecord`.
     """
 
     run_id: Any

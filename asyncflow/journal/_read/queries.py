@@ -15,7 +15,7 @@ from asyncflow._core.history.results import AttributeValue, InterruptionCause, R
 from asyncflow._core.run_attributes import checked_attributes
 from asyncflow._core.text import describe_error, safe_text
 from asyncflow.events import Event
-from asyncflow.journal._event_codec import column_of, is_storable
+from asyncflow.journal._codec.events import column_of, is_storable
 
 UNFINISHED = (RunStatus.RUNNING, RunStatus.ORPHANED)
 """The statuses of runs whose latest segment has not ended. Their rows are alike: only the lease

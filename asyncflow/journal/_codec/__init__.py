@@ -1,0 +1,1 @@
+"""Turns events and values into what a database stores, and back."""

@@ -1,0 +1,1 @@
+"""The databases: connections, tables, and what SQL statements share."""

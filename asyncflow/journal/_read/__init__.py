@@ -1,0 +1,1 @@
+"""Reads runs from a journal: whole ones, lists of them, and overviews."""

@@ -1,0 +1,1 @@
+"""Writes runs to a journal: the worker thread and its SQL statements."""
