@@ -2,7 +2,7 @@
 
 Dask's own futures can't be stopped once they run, and Dask runs a task again that was on a worker
 which dies or retires. So a task of Dask only asks for its body, and a fence in the scheduler
-(``asyncflow.engines._dask_fence``) lets each body begin once, and stops it.
+(``asyncflow.engines._dask.fence``) lets each body begin once, and stops it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from asyncflow._core.history.remote_output import RemoteOutput
 from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._policies.engine import EngineCall
-from asyncflow.engines import _dask_wire
-from asyncflow.engines._dask_body import Kept
-from asyncflow.engines._dask_fence import Fence
-from asyncflow.engines._dask_link import Link, RemoteBody, open_link
-from asyncflow.engines._dask_tasks import BodyTask, Submissions
-from asyncflow.engines._remote import check_sendable, pack_call, unpack_answer
-from asyncflow.engines._remote_wire import Answer
+from asyncflow.engines._dask import wire as dask_wire
+from asyncflow.engines._dask.body import Kept
+from asyncflow.engines._dask.fence import Fence
+from asyncflow.engines._dask.link import Link, RemoteBody, open_link
+from asyncflow.engines._dask.tasks import BodyTask, Submissions
+from asyncflow.engines._remote.packing import check_sendable, pack_call, unpack_answer
+from asyncflow.engines._remote.wire import Answer
 
 __all__ = ["DaskEngine"]
 
@@ -150,8 +150,8 @@ class DaskEngine:
         self._check_open()
         connection = await self._connected(call)
         packed = pack_call(call, self._keep_bytes)
-        if len(packed) > _dask_wire.MAX_BYTES:
-            raise NotSendableError(call.step.name, "the call", _dask_wire.TOO_LARGE)
+        if len(packed) > dask_wire.MAX_BYTES:
+            raise NotSendableError(call.step.name, "the call", dask_wire.TOO_LARGE)
         kept = {
             name: self._future_of(value, name)
             for name, value in call.arguments.items()

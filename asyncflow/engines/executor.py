@@ -25,13 +25,13 @@ from asyncflow._core.text import describe_fully
 from asyncflow._kernel.asyncio_compat import TIMER_SLACK_S, outlast
 from asyncflow._policies.engine import EngineCall
 from asyncflow._policies.workers import ThreadEnd
-from asyncflow.engines._remote import (
+from asyncflow.engines._remote.packing import (
     check_sendable,
     pack_call,
     run_packed_alone,
     unpack_answer,
 )
-from asyncflow.engines._remote_wire import Answer
+from asyncflow.engines._remote.wire import Answer
 
 __all__ = ["ExecutorEngine"]
 

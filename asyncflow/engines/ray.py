@@ -34,10 +34,10 @@ from asyncflow._core.record import record
 from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._policies.engine import EngineCall
 from asyncflow._policies.workers import ThreadEnd
-from asyncflow.engines._ray_cluster import HostHandle, Hosts, Placement
-from asyncflow.engines._ray_host import HostAnswer, StoredOutput, ray_reason
-from asyncflow.engines._remote import check_sendable, pack_call, unpack_answer
-from asyncflow.engines._remote_wire import PackedCall
+from asyncflow.engines._ray.cluster import HostHandle, Hosts, Placement
+from asyncflow.engines._ray.host import HostAnswer, StoredOutput, ray_reason
+from asyncflow.engines._remote.packing import check_sendable, pack_call, unpack_answer
+from asyncflow.engines._remote.wire import PackedCall
 
 __all__ = ["RayEngine"]
 

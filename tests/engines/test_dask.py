@@ -38,10 +38,12 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
-from asyncflow.engines import RemoteOutput, _dask_link, _dask_wire
-from asyncflow.engines._dask_body import _Body
-from asyncflow.engines._dask_fence import Fence
-from asyncflow.engines._dask_wire import WORKERS, open_wire
+from asyncflow.engines import RemoteOutput
+from asyncflow.engines._dask import link as dask_link
+from asyncflow.engines._dask import wire as dask_wire
+from asyncflow.engines._dask.body import _Body
+from asyncflow.engines._dask.fence import Fence
+from asyncflow.engines._dask.wire import WORKERS, open_wire
 from asyncflow.engines.dask import DaskEngine
 from asyncflow.journal import SQLiteJournal
 
@@ -260,7 +262,7 @@ async def test_a_thread_that_outlives_its_attempt_is_abandoned_and_its_end_repor
 async def test_a_worker_that_does_not_answer_to_a_stop_is_reported(
     engine: DaskEngine, diary: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_dask_link, "_ANSWER_WITHIN_S", 0.05)
+    monkeypatch.setattr(dask_link, "_ANSWER_WITHIN_S", 0.05)
     monkeypatch.setattr(_Body, "stop", lambda body: None)  # as if its network were cut
     call = recorded(linger, diary=diary)
     running = asyncio.create_task(engine.run(call.call))
@@ -443,7 +445,7 @@ async def test_calls_that_wait_for_a_scheduler_give_up_together(
 async def test_what_is_too_large_for_a_message_is_named(
     engine: DaskEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_dask_wire, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(dask_wire, "MAX_BYTES", 100_000)
 
     with pytest.raises(NotSendableError, match="the call can't be sent"):
         await engine.run(recorded(measure, data=bytes(200_000)).call)

@@ -14,12 +14,14 @@ from engine_calls import RecordedCall
 from engine_work import linger, work
 
 from asyncflow import WorkflowStep
-from asyncflow.engines import _dask_body, _dask_fence, _dask_link
-from asyncflow.engines._dask_body import Kept, _Body, _FenceConnection
-from asyncflow.engines._dask_fence import Fence
-from asyncflow.engines._dask_link import Link
-from asyncflow.engines._dask_wire import ENGINES, OPEN, WORKERS, Wire
-from asyncflow.engines._remote import pack_call
+from asyncflow.engines._dask import body as dask_body
+from asyncflow.engines._dask import fence as dask_fence
+from asyncflow.engines._dask import link as dask_link
+from asyncflow.engines._dask.body import Kept, _Body, _FenceConnection
+from asyncflow.engines._dask.fence import Fence
+from asyncflow.engines._dask.link import Link
+from asyncflow.engines._dask.wire import ENGINES, OPEN, WORKERS, Wire
+from asyncflow.engines._remote.packing import pack_call
 
 # It starts none, but it imports Dask, which the fast tests do without (conftest.py).
 pytestmark = pytest.mark.process
@@ -161,7 +163,7 @@ async def test_a_worker_that_goes_loses_its_bodies_and_ends_its_threads(
 async def test_a_worker_that_dask_removes_is_given_up_unless_it_answers(
     engine: Peer, fence: Fence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_dask_fence, "_ANSWER_WITHIN_S", 0.05)
+    monkeypatch.setattr(dask_fence, "_ANSWER_WITHIN_S", 0.05)
     frozen, retiring = Peer(fence.serve_worker, "frozen"), Peer(fence.serve_worker, "retiring")
     await engine.say(("call", 1, b"", []), ("call", 2, b"", []))
     await frozen.say(("begin", 1, "e"))
@@ -267,7 +269,7 @@ async def test_what_a_body_says_after_its_last_word_costs_no_other_body() -> Non
 async def test_silence_after_a_stop_is_reported_with_who_should_answer(
     said: list[Any], silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_dask_link, "_ANSWER_WITHIN_S", 0)
+    monkeypatch.setattr(dask_link, "_ANSWER_WITHIN_S", 0)
     mine, theirs = connected()
     link, call = Link("e", Wire(mine)), RecordedCall(WorkflowStep("step", work))
     body = link.announce(call.call, b"", [])
@@ -443,7 +445,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Comm:
     async def open_wire(*_: object) -> Wire:
         return Wire(mine)
 
-    monkeypatch.setattr(_dask_body, "open_wire", open_wire)
+    monkeypatch.setattr(dask_body, "open_wire", open_wire)
     return theirs
 
 
@@ -522,7 +524,7 @@ async def test_a_connection_that_can_not_be_opened_fails_its_bodies(
     async def open_wire(*_: object) -> Wire:
         raise OSError("no scheduler")
 
-    monkeypatch.setattr(_dask_body, "open_wire", open_wire)
+    monkeypatch.setattr(dask_body, "open_wire", open_wire)
     connection = _FenceConnection(Worker())
     await connection.close()
     with pytest.raises(OSError, match="no scheduler"):

@@ -30,7 +30,8 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
-from asyncflow.engines import RemoteOutput, _dask_fence
+from asyncflow.engines import RemoteOutput
+from asyncflow.engines._dask import fence as dask_fence
 from asyncflow.engines.dask import DaskEngine
 
 pytestmark = pytest.mark.process
@@ -184,7 +185,7 @@ async def test_a_step_on_a_frozen_worker_times_out_when_dask_gives_the_worker_up
 
 async def give_up(address: str, dask_scheduler: Any) -> None:
     """Do what Dask does with a worker from which it has not heard for its ``worker-ttl``."""
-    _dask_fence._ANSWER_WITHIN_S = 1.0
+    dask_fence._ANSWER_WITHIN_S = 1.0
     await dask_scheduler.remove_worker(address, stimulus_id="check-worker-ttl")
 
 

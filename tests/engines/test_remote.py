@@ -30,9 +30,12 @@ from asyncflow import (
 )
 from asyncflow._core.pipeline.graph import plan
 from asyncflow._core.running.context import RunContext, capturing_notes, enter_direct_call
-from asyncflow.engines import RemoteOutput, _pulse, _remote, _remote_body
-from asyncflow.engines._pulse import Pulse
-from asyncflow.engines._remote import (
+from asyncflow.engines import RemoteOutput
+from asyncflow.engines._remote import body as remote_body
+from asyncflow.engines._remote import packing as _remote
+from asyncflow.engines._remote import pulse as _pulse
+from asyncflow.engines._remote.body import AttemptBody
+from asyncflow.engines._remote.packing import (
     Answer,
     PackedCall,
     check_sendable,
@@ -40,8 +43,8 @@ from asyncflow.engines._remote import (
     run_packed,
     unpack_answer,
 )
-from asyncflow.engines._remote_body import AttemptBody
-from asyncflow.engines._remote_wire import Sent
+from asyncflow.engines._remote.pulse import Pulse
+from asyncflow.engines._remote.wire import Sent
 
 
 async def answer_of(
@@ -615,11 +618,11 @@ async def test_a_child_of_a_worker_loads_what_it_gets_and_returns_what_can_be_lo
         return 2 * number
 
     content = cloudpickle.dumps(("act", double, {"number": 21}))
-    assert pickle.loads(_remote_body._call_in_child(content)) == 42
+    assert pickle.loads(remote_body._call_in_child(content)) == 42
     content = cloudpickle.dumps(("act", make_a_lock, {}))
     with pytest.raises(NotSendableError, match="step 'act': its output"):
-        _remote_body._call_in_child(content)
-    await _remote_body._no_action()  # its name is all that counts
+        remote_body._call_in_child(content)
+    await remote_body._no_action()  # its name is all that counts
 
 
 # Notes.

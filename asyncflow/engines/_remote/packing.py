@@ -32,8 +32,8 @@ from asyncflow._core.running.context import current_checkpoints, last_error_to_s
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._policies.attempt_notes import pass_on
 from asyncflow._policies.engine import EngineCall
-from asyncflow.engines._remote_body import AttemptBody, AttemptHost
-from asyncflow.engines._remote_wire import (
+from asyncflow.engines._remote.body import AttemptBody, AttemptHost
+from asyncflow.engines._remote.wire import (
     FORMAT,
     Answer,
     PackedCall,

@@ -23,8 +23,8 @@ import ray as _ray
 from ray.exceptions import ObjectLostError  # pyright: ignore[reportMissingImports]
 
 from asyncflow._core.record import record, replace
-from asyncflow.engines._remote import run_packed
-from asyncflow.engines._remote_wire import Answer, failed
+from asyncflow.engines._remote.packing import run_packed
+from asyncflow.engines._remote.wire import Answer, failed
 
 ray: Any = _ray  # type checkers may take it for the module beside this one
 _Method = TypeVar("_Method", bound=Callable[..., Any])

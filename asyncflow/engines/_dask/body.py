@@ -11,10 +11,10 @@ from typing import Any
 from distributed import get_worker
 
 from asyncflow._core.record import replace
-from asyncflow.engines import _dask_wire
-from asyncflow.engines._dask_wire import WORKERS, Wire, open_wire
-from asyncflow.engines._remote import run_packed
-from asyncflow.engines._remote_wire import Answer
+from asyncflow.engines._dask import wire as dask_wire
+from asyncflow.engines._dask.wire import WORKERS, Wire, open_wire
+from asyncflow.engines._remote.packing import run_packed
+from asyncflow.engines._remote.wire import Answer
 
 
 class Kept:
@@ -250,8 +250,8 @@ class _Body:
             if answer.is_abandoned:
                 self._abandon()
             content = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
-            if len(content) > _dask_wire.MAX_BYTES:
-                text = "", _dask_wire.TOO_LARGE, ""
+            if len(content) > dask_wire.MAX_BYTES:
+                text = "", dask_wire.TOO_LARGE, ""
                 failed = replace(
                     answer, kind="failed", content=b"", subject="its output", text=text
                 )

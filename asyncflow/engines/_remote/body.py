@@ -35,8 +35,8 @@ from asyncflow._policies import worker_process as _child
 from asyncflow._policies.attempt_notes import AttemptNotes
 from asyncflow._policies.log_capture import capture
 from asyncflow._policies.workers import ThreadEnd, run_in_process, run_in_thread
-from asyncflow.engines._pulse import Pulse
-from asyncflow.engines._remote_wire import (
+from asyncflow.engines._remote.pulse import Pulse
+from asyncflow.engines._remote.wire import (
     Answer,
     Sent,
     Version,

@@ -10,7 +10,7 @@ from typing import Any
 
 from asyncflow._policies.engine import EngineCall
 from asyncflow._policies.workers import ThreadEnd
-from asyncflow.engines._dask_wire import ENGINES, Wire, open_wire
+from asyncflow.engines._dask.wire import ENGINES, Wire, open_wire
 
 _ANSWER_WITHIN_S = 10.0
 """How many seconds a worker may take to say that it stops a body, before that is reported."""

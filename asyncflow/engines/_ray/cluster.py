@@ -28,7 +28,7 @@ from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImp
     NodeAffinitySchedulingStrategy,
 )
 
-from asyncflow.engines._ray_host import BODIES, CONTROL, News, RayHost, ray_reason
+from asyncflow.engines._ray.host import BODIES, CONTROL, News, RayHost, ray_reason
 
 ray: Any = _ray  # type checkers may take it for the module beside this one
 _MAY_LIVE = (ActorUnavailableError, RayTaskError)

@@ -27,7 +27,7 @@ from distributed import SchedulerPlugin
 from distributed.comm.core import Comm
 from distributed.core import Status
 
-from asyncflow.engines._dask_wire import ENGINES, OPEN, WORKERS, Wire
+from asyncflow.engines._dask.wire import ENGINES, OPEN, WORKERS, Wire
 
 _ANSWER_WITHIN_S = 10.0
 """How many seconds a worker that Dask has removed may take to answer until its bodies are lost."""

@@ -10,8 +10,8 @@ from typing import Any
 from distributed import Client, Future
 
 from asyncflow._core.text import describe_fully
-from asyncflow.engines._dask_body import run_body
-from asyncflow.engines._dask_link import RemoteBody
+from asyncflow.engines._dask.body import run_body
+from asyncflow.engines._dask.link import RemoteBody
 
 _MAX_NAMES = 100
 """Dask groups tasks by name, and becomes slow with thousands of groups."""

@@ -1,0 +1,1 @@
+"""The engine for Dask: the fence, the bodies, and the tasks that ask for them."""
