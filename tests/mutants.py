@@ -1,6 +1,6 @@
 """Changes each line of a module in turn, and says which changes no test has noticed.
 
-    python -m tests.mutants asyncflow/_core/running/state.py tests/core/test_state.py
+    python -m tests.mutants asyncflow/_core/running/state.py tests/core/running/test_state.py
 
 mutmut makes the mutants, in a copy of the working tree, and runs the given tests on each; by
 default those of the core. Name as few as can notice something: it runs them once for each mutant.

@@ -130,7 +130,7 @@ async def dask() -> AsyncIterator[Kind]:
     from distributed import Client
 
     from asyncflow.engines.dask import DaskEngine
-    from tests.engines.dask_cluster import DaskCluster
+    from tests.engines.dask.cluster import DaskCluster
 
     with TemporaryDirectory() as folder:
         cluster = DaskCluster(Path(folder))

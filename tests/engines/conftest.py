@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from engines.dask_cluster import DaskCluster, other_python
+from engines.dask.cluster import DaskCluster, other_python
 
 from asyncflow.testing import VirtualTimeLoop
 
@@ -24,7 +24,7 @@ def pytest_asyncio_loop_factories(
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Don't import Dask for the fast tests: it changes how their errors are pickled."""
     is_fast = config.getoption("markexpr") == "not slow"
-    return True if is_fast and collection_path.name.startswith("test_dask") else None
+    return True if is_fast and collection_path.name == "dask" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

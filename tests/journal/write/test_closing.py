@@ -19,7 +19,7 @@ from asyncflow import JournalError, Orchestrator, WorkflowStep, resume_all, run_
 from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import run_in_virtual_time
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 Make = Callable[..., Any]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow._core.pools.pool import Pool, PoolKeyStats, PoolTicket
-from tests.core.test_pool import Hand, closed
+from tests.core.pools.test_pool import Hand, closed
 
 
 class Ticket(NamedTuple):

@@ -41,7 +41,7 @@ from asyncflow.events import (
 
 Make = Callable[..., Any]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 REASON = "the run was cancelled through its journal"
 WHY = '"late"\0 \ud800'  # what not every database could store as it is
 SHOWN = r'the run was cancelled: "late"\x00 \ud800'

@@ -22,7 +22,7 @@ with running_server() as server:
 
 
 def test_the_server_stops_when_the_test_process_is_killed(postgres_server: PostgresServer) -> None:
-    tests_folder = str(Path(__file__).parents[1])
+    tests_folder = str(Path(__file__).parents[2])
 
     # The process that stops the server inherits the standard output, so run() waits for it too.
     process = subprocess.run(

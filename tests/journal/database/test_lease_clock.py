@@ -22,7 +22,7 @@ from asyncflow.journal._database.machine import LeaseClock, this_machine
 from asyncflow.journal._sqlite import SQLite
 from asyncflow.journal._write.store import Claim, Store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HOUR = 3_600.0
 MINE = Claim("me", "mine", 30.0, lambda process: False)
 THEIRS = Claim("they", "theirs", 30.0, lambda process: False)

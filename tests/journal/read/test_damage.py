@@ -21,7 +21,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from journal.damaged import (
+from journal.read.damaged import (
     BYSTANDER,
     VICTIMS,
     Damage,

@@ -268,7 +268,7 @@ def test_an_error_comes_back_with_its_message_traceback_and_notes() -> None:
 
     assert isinstance(again, RestoredError)
     assert (again.type_name, again.message) == ("builtins.KeyError", "'x'")
-    assert "test_event_codec.py" in again.traceback
+    assert "test_events.py" in again.traceback
     assert again.__notes__ == ["in step 'a'"]
 
 

@@ -24,7 +24,7 @@ from asyncflow.journal._database import file as database_file
 from asyncflow.journal._database.file import DatabaseFile
 from asyncflow.journal._sqlite import SQLite
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SUFFIXES = ("", "-wal", "-shm")
 
 

@@ -21,7 +21,7 @@ import pytest
 from dask_work import add, fail, linger, make, measure, pid, repeat, version, words
 from distributed import Client, LocalCluster
 from engine_calls import RecordedCall, RecordedNotes
-from engines.dask_cluster import DaskCluster, other_python, until
+from engines.dask.cluster import DaskCluster, other_python, until
 
 from asyncflow import (
     NotSendableError,

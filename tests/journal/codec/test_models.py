@@ -238,7 +238,7 @@ def private_of(value: Any) -> Private:
         (LINE, Any, "Line would come back as dict; annotate what the action returns"),
         (LINE, "an unresolved name", "a RootModel of the annotation"),
         (Dog(), Cat | Dog, "return one model that contains it, such as a RootModel of the"),
-        (LINE, Cat, "Line would come back as tests.journal.test_models.Cat"),
+        (LINE, Cat, "Line would come back as tests.journal.codec.test_models.Cat"),
         (Shouting(name="a"), Shouting, "'a!' would come back as 'a!!', at .name"),
         (Left(left_out=3), Left, "3 would come back as 0, at .left_out"),
         (Hidden(password="x"), Hidden, "at .password"),  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def other_python() -> Path | None:
     if named:
         return Path(named)
     minor = sys.version_info.minor
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     paths = [root / f".venv-3.{other}/bin/python" for other in (13, 12, 11) if other != minor]
     return next((path for path in paths if path.exists()), None)
 
@@ -106,7 +106,7 @@ class DaskCluster:
                 cwd=self._folder,
                 env=os.environ
                 | {
-                    "PYTHONPATH": str(Path(__file__).parents[1]),
+                    "PYTHONPATH": str(Path(__file__).parents[2]),
                     "DASK_TEMPORARY_DIRECTORY": str(self._folder),
                 },
                 start_new_session=True,
