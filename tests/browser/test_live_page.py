@@ -551,7 +551,8 @@ async def test_the_list_is_updated_and_can_be_filtered(tab: Tab, tmp_path: Path)
         Gates(tmp_path, run_id).open("first", "second", "third")
         site.start(run_id)
     await expect(page.locator("#list tbody tr")).to_have_count(2)
-    await expect(page.get_by_title(HOSTILE, exact=True)).to_be_visible()  # too long to be shown whole
+    # Too long to be shown whole.
+    await expect(page.get_by_title(HOSTILE, exact=True)).to_be_visible()
     time = await page.locator("#list time").first.inner_text()
     assert re.fullmatch(r"just now|\d+ s ago", time)
 
