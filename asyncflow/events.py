@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
 
+from asyncflow._core.arguments import AttributeValue
 from asyncflow._core.history.results import (
-    AttributeValue,
     InterruptionCause,
     RunStatus,
     StepStatus,

@@ -24,7 +24,7 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.output import stdout_for_results_only
 from asyncflow._cli.run import check_run_id
-from asyncflow._core.history.results import AttributeValue
+from asyncflow._core.arguments import AttributeValue
 from asyncflow._runtime.options import OnConflict
 from asyncflow.journal._run_names import free_name
 

@@ -20,9 +20,9 @@ from click.shell_completion import CompletionItem
 from asyncflow._cli.engines import check_engine_name
 from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writer
 from asyncflow._cli.project import project_defaults
-from asyncflow._core.arguments import LEVELS
+from asyncflow._core.arguments import LEVELS, AttributeValue
 from asyncflow._core.errors import RunNotFoundError
-from asyncflow._core.history.results import AttributeValue, RunStatus
+from asyncflow._core.history.results import RunStatus
 from asyncflow._core.run_attributes import attributes_from
 from asyncflow._core.text import escape_controls
 from asyncflow._runtime.options import check_key, check_label

@@ -20,7 +20,7 @@ from asyncflow._cli.options import (
     run_argument,
 )
 from asyncflow._cli.run import check_run_id, execute_run, pipeline_of, read_run
-from asyncflow._core.history.results import AttributeValue
+from asyncflow._core.arguments import AttributeValue
 
 _EXAMPLES = """\b
 Examples:

@@ -49,13 +49,14 @@ from asyncflow._cli.output import (
 )
 from asyncflow._cli.run import check_pipeline, execute_run, load, pipeline_of, read_run
 from asyncflow._cli.runs import write_table
+from asyncflow._core.arguments import AttributeValue
 from asyncflow._core.errors import (
     ResourceError,
     RunAlreadyActiveError,
     RunNotFoundError,
     RunUnreadableError,
 )
-from asyncflow._core.history.results import AttributeValue, RunStatus
+from asyncflow._core.history.results import RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow._runtime.recovery import outer_run_of
 from asyncflow.journal import RunRecord

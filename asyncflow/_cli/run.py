@@ -46,7 +46,7 @@ from asyncflow._cli.output import (
     write_result,
 )
 from asyncflow._core.analysis.preview import runs_nothing
-from asyncflow._core.history.results import AttributeValue
+from asyncflow._core.arguments import AttributeValue
 from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow._runtime.options import Options
 from asyncflow._views.next_command import command_of

@@ -37,8 +37,9 @@ from asyncflow._cli.output import (
 )
 from asyncflow._core.analysis.looks import RUN_LOOKS
 from asyncflow._core.analysis.slowness import Slower
+from asyncflow._core.arguments import AttributeValue
 from asyncflow._core.errors import RunAlreadyActiveError
-from asyncflow._core.history.results import AttributeValue, RunStatus
+from asyncflow._core.history.results import RunStatus
 from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took

@@ -15,11 +15,14 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial, wraps
 from types import CoroutineType, FunctionType, MethodType, NoneType, UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from asyncflow._core.errors import ActionNotAwaitableError, OutputNotAwaitedError
 from asyncflow._core.record import record
 from asyncflow._core.text import safe_text
+
+AttributeValue: TypeAlias = str | int | float | bool
+"""What an attribute of a run may be. Types count: ``1``, ``1.0``, ``True`` and ``"1"`` differ."""
 
 
 def check_limit(what: str, limit_ms: object) -> None:

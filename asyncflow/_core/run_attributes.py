@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from math import isfinite
 
-from asyncflow._core.history.results import AttributeValue
+from asyncflow._core.arguments import AttributeValue
 from asyncflow._core.text import safe_text
 
 _MOST, _LONGEST_NAME, _LONGEST_TEXT = 16, 64, 200

@@ -14,7 +14,7 @@ from asyncflow._core.running.state import Schedule
 from asyncflow._core.text import safe_text
 
 if TYPE_CHECKING:
-    from asyncflow._core.history.results import AttributeValue
+    from asyncflow._core.arguments import AttributeValue
     from asyncflow._core.pipeline.step import AnyEngine
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import AnyObserver

@@ -20,7 +20,7 @@ from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
 from asyncflow._runtime.runnable import Runnable
 
 if TYPE_CHECKING:
-    from asyncflow._core.history.results import AttributeValue
+    from asyncflow._core.arguments import AttributeValue
     from asyncflow._core.pipeline.step import AnyEngine
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import AnyObserver

@@ -13,7 +13,7 @@ from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
 
 if TYPE_CHECKING:
     from asyncflow._core.analysis.preview import RunPreview
-    from asyncflow._core.history.results import AttributeValue
+    from asyncflow._core.arguments import AttributeValue
     from asyncflow._policies.observers import AnyObserver
     from asyncflow._runtime.handle import RunHandle
     from asyncflow._runtime.options import OnConflict, Options, RunOptions

@@ -25,7 +25,7 @@ from asyncflow._runtime.options import NO_ATTRIBUTES
 from asyncflow.events import RunResumed, RunStarted
 
 if TYPE_CHECKING:
-    from asyncflow._core.history.results import AttributeValue
+    from asyncflow._core.arguments import AttributeValue
     from asyncflow._core.running.secret_texts import SecretTexts
     from asyncflow._policies.calls import NamedCalls
     from asyncflow._policies.durable import Journal, RunPersistence

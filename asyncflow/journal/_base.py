@@ -28,12 +28,17 @@ from typing import Any, TypeVar
 
 from asyncflow._core.analysis.comparison import RunComparison
 from asyncflow._core.analysis.slowness import Slower
-from asyncflow._core.arguments import check_count, check_names, check_number, parse_level
+from asyncflow._core.arguments import (
+    AttributeValue,
+    check_count,
+    check_names,
+    check_number,
+    parse_level,
+)
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, RunNotFoundError
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.report import RunReport
 from asyncflow._core.history.results import (
-    AttributeValue,
     Interruption,
     InterruptionCause,
     Payload,

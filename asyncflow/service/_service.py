@@ -29,7 +29,12 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
-from asyncflow._core.arguments import check_count, check_number, method_suggests_arguments
+from asyncflow._core.arguments import (
+    AttributeValue,
+    check_count,
+    check_number,
+    method_suggests_arguments,
+)
 from asyncflow._core.errors import (
     SHUTDOWN,
     RunAlreadyActiveError,
@@ -37,7 +42,7 @@ from asyncflow._core.errors import (
     RunNotFoundError,
 )
 from asyncflow._core.history.report import RunReport
-from asyncflow._core.history.results import AttributeValue, RunStatus
+from asyncflow._core.history.results import RunStatus
 from asyncflow._core.pipeline.signal import check_value
 from asyncflow._core.pipeline.step import inputs_of
 from asyncflow._core.running.context import leave_attempt

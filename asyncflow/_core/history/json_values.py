@@ -11,13 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
+from asyncflow._core.arguments import AttributeValue
 from asyncflow._core.errors import RestoredError
-from asyncflow._core.history.results import (
-    AttributeValue,
-    RestoredOutput,
-    to_restored_error,
-    visible_output,
-)
+from asyncflow._core.history.results import RestoredOutput, to_restored_error, visible_output
 from asyncflow._core.run_attributes import checked_attributes
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 

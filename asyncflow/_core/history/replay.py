@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from asyncflow import events
+from asyncflow._core.arguments import AttributeValue
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.history.item_values import give_all
 from asyncflow._core.history.remote_output import RemoteOutput, is_remote
@@ -37,7 +38,6 @@ from asyncflow._core.history.results import (
     REDACTED,
     REDACTED_OUTPUT,
     AttemptEnd,
-    AttributeValue,
     InterruptionCause,
     Payload,
     RunStatus,

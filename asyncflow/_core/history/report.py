@@ -11,10 +11,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from asyncflow._core.arguments import check_count
+from asyncflow._core.arguments import AttributeValue, check_count
 from asyncflow._core.errors import RunWaitingError, StepTimeoutError
 from asyncflow._core.history.results import (
-    AttributeValue,
     RunStatus,
     Segment,
     StepResult,

@@ -61,9 +61,6 @@ class RunStatus(enum.StrEnum):
     """It has not ended, and nothing is left to do until a signal arrives. No process runs it."""
 
 
-AttributeValue: TypeAlias = str | int | float | bool
-"""What an attribute of a run may be. Types count: ``1``, ``1.0``, ``True`` and ``"1"`` differ."""
-
 InterruptionCause: TypeAlias = Literal[
     "caller",
     "cancelled",

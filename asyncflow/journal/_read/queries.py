@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias, get_args
 
 from asyncflow._core.analysis.statistics import StepStatistics, median, nearest_rank, usual
-from asyncflow._core.arguments import check_count, check_number
-from asyncflow._core.history.results import AttributeValue, InterruptionCause, RunStatus
+from asyncflow._core.arguments import AttributeValue, check_count, check_number
+from asyncflow._core.history.results import InterruptionCause, RunStatus
 from asyncflow._core.run_attributes import checked_attributes
 from asyncflow._core.text import describe_error, safe_text
 from asyncflow.events import Event

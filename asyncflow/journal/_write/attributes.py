@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from asyncflow._core.history.results import AttributeValue
+from asyncflow._core.arguments import AttributeValue
 from asyncflow.journal._codec.events import from_json, to_json
 from asyncflow.journal._database.sql import Statement
 
