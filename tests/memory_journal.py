@@ -16,10 +16,9 @@ from asyncflow import (
     RunNotFoundError,
 )
 from asyncflow._core.history.replay import StoredRun
-from asyncflow._core.history.results import Payload
+from asyncflow._core.history.results import Key, Payload
 from asyncflow._core.running.checkpoints import StoredCall
 from asyncflow._core.running.step_cache import CachedResult
-from asyncflow._core.running.step_runs import Key
 from asyncflow.events import Event, StepSucceeded
 
 __all__ = ["MemoryJournal", "MemorySession"]

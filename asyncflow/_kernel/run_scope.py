@@ -11,16 +11,16 @@ import contextvars
 from collections.abc import Collection, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from asyncflow._core.history.results import Interruption, Payload
+from asyncflow._core.history.results import Interruption, Key, Payload
 from asyncflow._core.pipeline.graph import Bindings, Plan
 from asyncflow._core.record import record
 from asyncflow._core.running.context import RunContext
 from asyncflow._core.running.state import RunState
-from asyncflow._core.running.step_runs import Key, Snapshot
 from asyncflow.events import ResultReused, RunResumed, RunStarted
 
 if TYPE_CHECKING:
     from asyncflow._core.errors import RunCancelledError
+    from asyncflow._core.history.resume import Snapshot
     from asyncflow._kernel.action_data import ActionData
     from asyncflow._kernel.dispatcher import EventDispatcher
     from asyncflow._kernel.stop_control import StopControl

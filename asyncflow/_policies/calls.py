@@ -25,11 +25,12 @@ from weakref import ref
 from zlib import crc32
 
 from asyncflow._core.arguments import callable_name, unawaitable_result
+from asyncflow._core.history.log import StartedAttempt
+from asyncflow._core.history.results import Key
 from asyncflow._core.pipeline.annotations import awaited_type
 from asyncflow._core.running.checkpoints import Checkpoints, PickleCodec, StoredCall
-from asyncflow._core.running.context import RunContext, StartedAttempt, call_watchers
+from asyncflow._core.running.context import RunContext, call_watchers
 from asyncflow._core.running.state import RunState
-from asyncflow._core.running.step_runs import Key
 from asyncflow._kernel.asyncio_compat import outlast
 
 if TYPE_CHECKING:

@@ -17,9 +17,8 @@ import threading
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 
-from asyncflow._core.history.results import Payload, StepStatus
+from asyncflow._core.history.results import Key, Payload, StepStatus
 from asyncflow._core.running.checkpoints import StoredCall
-from asyncflow._core.running.step_runs import Key
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import RunScope
 from asyncflow._policies.durable import CheckpointSession

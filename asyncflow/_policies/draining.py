@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asyncflow._core.errors import RunCancelledError
-from asyncflow._core.history.results import Interruption
-from asyncflow._core.running.step_runs import Key
+from asyncflow._core.history.results import Interruption, Key
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow._policies.nested_runs import NestedLink, NestedRuns, enter_outer_run

@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from asyncflow._core.analysis.statistics import step_runs_of
 from asyncflow._core.errors import JournalError, PayloadError, RunCancelledError
 from asyncflow._core.history.remote_output import RemoteOutput
-from asyncflow._core.history.results import REDACTED, Payload, SignalAnswer
+from asyncflow._core.history.results import REDACTED, Key, Payload, SignalAnswer
 from asyncflow._core.pipeline.graph import OutputTypes
 from asyncflow._core.pipeline.signal import fits, is_plain, other_type, shape_of
 from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.running.checkpoints import Checkpoints, StoredCall
 from asyncflow._core.running.step_cache import CachedResult
-from asyncflow._core.running.step_runs import Key
 from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._policies.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
 from asyncflow.events import (

@@ -21,7 +21,8 @@ from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.record import record
 
 if TYPE_CHECKING:
-    from asyncflow._core.running.context import Notes, StartedAttempt
+    from asyncflow._core.history.log import StartedAttempt
+    from asyncflow._core.running.context import Notes
     from asyncflow._policies.workers import ThreadEnd
 
 

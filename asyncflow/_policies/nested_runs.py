@@ -14,8 +14,8 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context, ContextVar
 
+from asyncflow._core.history.results import Key
 from asyncflow._core.running.context import current_attempt
-from asyncflow._core.running.step_runs import Key
 
 _nested: ContextVar[NestedRuns] = ContextVar("asyncflow.nested_runs")
 """Those of the run whose action is running."""

@@ -22,7 +22,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asyncflow._core.errors import PayloadError
-from asyncflow._core.running.context import StartedAttempt, capturing_notes
+from asyncflow._core.history.log import StartedAttempt
+from asyncflow._core.running.context import capturing_notes
 from asyncflow._core.running.secret_texts import SecretTexts
 from asyncflow._core.running.streamed import joined, without_secrets
 from asyncflow._core.text import cut, left_out

@@ -24,11 +24,12 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import NotSendableError
+from asyncflow._core.history.log import StartedAttempt
 from asyncflow._core.history.remote_output import RemoteOutput
 from asyncflow._core.history.results import Payload
 from asyncflow._core.pipeline.graph import outputs_to_keep
 from asyncflow._core.pipeline.step import WorkflowStep
-from asyncflow._core.running.context import StartedAttempt, enter_attempt
+from asyncflow._core.running.context import enter_attempt
 from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._kernel.policy import Call, Policy
 from asyncflow._kernel.run_scope import Parts

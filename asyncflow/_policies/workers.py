@@ -32,14 +32,10 @@ from typing import IO, TYPE_CHECKING, Any
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 from asyncflow._core.arguments import callable_name, is_importable_main
+from asyncflow._core.history.log import StartedAttempt
 from asyncflow._core.history.results import Payload
 from asyncflow._core.running.checkpoints import Checkpoints
-from asyncflow._core.running.context import (
-    StartedAttempt,
-    attempt_for_process,
-    current_checkpoints,
-    enter_thread,
-)
+from asyncflow._core.running.context import attempt_for_process, current_checkpoints, enter_thread
 from asyncflow._core.text import safe_text
 from asyncflow._kernel.asyncio_compat import TIMER_SLACK_S, has_virtual_time, outlast
 from asyncflow._policies import worker_process as _child

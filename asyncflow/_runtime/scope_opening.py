@@ -12,12 +12,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
-from asyncflow._core.history.results import REDACTED_OUTPUT
+from asyncflow._core.history.log import StartedAttempt
+from asyncflow._core.history.results import REDACTED_OUTPUT, Key
 from asyncflow._core.pipeline.graph import OutputTypes, Plan, refuse_shared_inputs
 from asyncflow._core.running.checkpoints import Checkpoints
-from asyncflow._core.running.context import RunContext, StartedAttempt, enter_run, surroundings
+from asyncflow._core.running.context import RunContext, enter_run, surroundings
 from asyncflow._core.running.state import RunState
-from asyncflow._core.running.step_runs import Key
 from asyncflow._kernel.action_data import ActionData
 from asyncflow._kernel.asyncio_compat import cancel_requested, clock_of
 from asyncflow._kernel.run_scope import RunScope, RunStart

@@ -10,15 +10,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from asyncflow._core.arguments import check_count, check_limit
+from asyncflow._core.history.log import StartedAttempt
 from asyncflow._core.history.results import StepResult
 from asyncflow._core.pipeline.graph import plan
 from asyncflow._core.pipeline.step import WorkflowStep
-from asyncflow._core.running.context import (
-    AttemptExtras,
-    RunContext,
-    StartedAttempt,
-    enter_direct_call,
-)
+from asyncflow._core.running.context import AttemptExtras, RunContext, enter_direct_call
 from asyncflow._kernel.asyncio_compat import cancel_requested
 
 

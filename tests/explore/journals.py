@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from asyncflow import JournalError
-from asyncflow._core.history.results import Payload
-from asyncflow._core.running.step_runs import Key
+from asyncflow._core.history.results import Key, Payload
 from asyncflow.events import AttemptFailed, Event, NoteEvent, StepCancelled, StepFailed
 from tests.memory_journal import MemoryJournal, MemorySession
 

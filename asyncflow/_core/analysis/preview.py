@@ -20,12 +20,12 @@ from typing import Any, Literal, TypeAlias
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.report import RunReport
 from asyncflow._core.history.results import StepStatus
+from asyncflow._core.history.resume import Snapshot
 from asyncflow._core.history.step_view import StepView
 from asyncflow._core.pipeline.graph import Plan
 from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.record import record, replace
 from asyncflow._core.running.state import RunState
-from asyncflow._core.running.step_runs import Snapshot
 from asyncflow._core.text import escape_controls, plural
 from asyncflow.events import (
     NOT_IN_PIPELINE,

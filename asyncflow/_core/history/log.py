@@ -19,10 +19,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from asyncflow._core.history.results import Attempt, RunStatus, StepResult, StepStatus, end_of
+from asyncflow._core.history.results import Attempt, Key, RunStatus, StepResult, StepStatus, end_of
 from asyncflow._core.record import replace
-from asyncflow._core.running.context import StartedAttempt
-from asyncflow._core.running.step_runs import EndedAttempt, Key
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -41,6 +39,12 @@ from asyncflow.events import (
 if TYPE_CHECKING:
     from asyncflow._core.history.replay import StoredRun
     from asyncflow._core.history.step_view import StepView
+
+StartedAttempt: TypeAlias = tuple[str, int, float, float, int | None]
+"""The fields of an `AttemptStarted`, of which each attempt makes one: a tuple costs a tenth."""
+
+EndedAttempt: TypeAlias = tuple[StartedAttempt, float, Any]
+"""An attempt of the plain lane that has succeeded: how it started, when it ended, its output."""
 
 LogEntry: TypeAlias = Event | StartedAttempt | EndedAttempt
 

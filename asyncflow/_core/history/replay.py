@@ -24,8 +24,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow import events
 from asyncflow._core.arguments import AttributeValue
@@ -39,6 +40,7 @@ from asyncflow._core.history.results import (
     REDACTED_OUTPUT,
     AttemptEnd,
     InterruptionCause,
+    Key,
     Payload,
     RunStatus,
     Segment,
@@ -55,10 +57,40 @@ from asyncflow._core.history.step_view import AttemptView, Block, StepView
 from asyncflow._core.history.stored_log import OutputReader, log_of
 from asyncflow._core.pipeline.graph import with_dependents
 from asyncflow._core.record import replace
-from asyncflow._core.running.step_runs import Key, PendingAttempts
 
 _Decode: TypeAlias = Callable[[str, Payload], Any]
 _UNSETTLED = (StepStatus.PENDING, StepStatus.RUNNING)
+
+
+class PendingAttempts(NamedTuple):
+    """The attempts of a step, or of an item, that has started and not ended."""
+
+    latest: events.AttemptStarted
+    error: BaseException | None
+    """What it failed with: a `StepCrashedError` if it was interrupted."""
+    unfinished: int
+    """How many were interrupted."""
+    crashes: int
+    """How many of these had begun: one that was queued at an engine did not."""
+    failure: BaseException | None
+    """What the latest that finished failed with."""
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the latest attempt did not finish: its process died, or its journal failed."""
+        return isinstance(self.error, StepCrashedError)
+
+    @property
+    def last_error(self) -> BaseException | None:
+        """What the next attempt can ask for: see `StepContext.last_error`."""
+        if self.failure is None or not self.is_interrupted:
+            return self.error
+        try:
+            last_error = copy(self.failure)  # in the history it has no context
+            last_error.__context__ = self.error
+        except Exception:  # it was never stored, and refuses to be copied
+            return self.failure
+        return last_error
 
 
 class StoredRun:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from asyncflow._core.arguments import AttributeValue, check_count
 from asyncflow._core.errors import RunWaitingError, StepTimeoutError
+from asyncflow._core.history.log import History
 from asyncflow._core.history.results import (
     RunStatus,
     Segment,
@@ -28,7 +29,7 @@ from asyncflow._core.tracebacks import strip_frames_until
 
 if TYPE_CHECKING:
     from asyncflow._core.analysis.comparison import RunComparison
-    from asyncflow._core.history.log import History, LogEntry
+    from asyncflow._core.history.log import LogEntry
     from asyncflow.events import Event
 
 T = TypeVar("T")
@@ -485,8 +486,6 @@ def report_of(history: History, run_id: str, **facts: Any) -> RunReport:
 
 def with_events(report: RunReport, log: list[LogEntry]) -> RunReport:
     """Return the report, to which all that has happened in its run is given."""
-    from asyncflow._core.history.log import History  # it needs this module
-
     report._history = History()
     report._history.log = log
     return report

@@ -20,6 +20,8 @@ from asyncflow._core.record import derived, record, show, values_by_name
 from asyncflow._core.text import LONGEST_TEXT, cut, escape_controls, safe_text
 from asyncflow._core.tracebacks import full_traceback
 
+Key: TypeAlias = tuple[str, int | None]
+"""A step, or an item of a mapped step."""
 _LONGEST_ITEM_VALUE = 100
 """How many bytes of the value of an item are shown, as in the displays of a run."""
 

@@ -32,10 +32,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.history.remote_output import is_remote
-from asyncflow._core.history.replay import StoredRun, decode_outputs
+from asyncflow._core.history.replay import PendingAttempts, StoredRun, decode_outputs
 from asyncflow._core.history.results import (
     REDACTED,
     REDACTED_OUTPUT,
+    Key,
     Payload,
     StepStatus,
     blocks_dependents,
@@ -44,11 +45,54 @@ from asyncflow._core.history.step_view import StepView
 from asyncflow._core.pipeline.fingerprint import difference, fingerprints_of
 from asyncflow._core.pipeline.graph import ITEM, Bindings, Plan, with_dependents
 from asyncflow._core.pipeline.step import WorkflowStep, tolerates
-from asyncflow._core.record import replace
-from asyncflow._core.running.step_runs import Key, Snapshot
-from asyncflow.events import RECALLED, ResultReused, RunResumed, RunStarted
+from asyncflow._core.record import made_by, record, replace
+from asyncflow.events import RECALLED, ResultReused, RunResumed, RunStarted, StepReused
 
 T = TypeVar("T")
+
+
+@record
+class Snapshot:
+    """Where a run stands that is resumed."""
+
+    run_id: str
+    wall_time: float
+    """When it began, in seconds since the epoch (UTC)."""
+    at_ms: float
+    """The time at which it stood still."""
+    restored: Mapping[Key, StepView]
+    """What has ended and stays so, with outputs as values."""
+    pending_attempts: Mapping[Key, PendingAttempts]
+    """What continues with the attempts that it has left."""
+    replay: StoredRun
+    """The replay of the run, up to the `RunResumed` with which it continues."""
+    pipeline: str = ""
+    """What the pipeline is called."""
+    inputs: Mapping[str, Any] = made_by(default_factory=dict)
+    """All inputs of the run, with a stand-in for each secret one."""
+    limited_from_ms: float = 0.0
+    """From when on the deadline of the run counts."""
+
+    def steps_begun(self) -> frozenset[str]:
+        """The steps that continue: they, or items of theirs, had started."""
+        items = {name for name, item in self.restored if item is not None}
+        return frozenset(
+            items.union(self.replay.waits, (name for name, _ in self.pending_attempts))
+        )
+
+    def stored_end(
+        self, step: WorkflowStep, at_ms: float, item: int | None = None
+    ) -> StepReused | None:
+        """Return the event with which the run reuses a stored result, if there is one."""
+        restored = self.restored.get((step.name, item))
+        if restored is None:
+            return None
+        keeps_outputs = step.keep_outputs or item is not None
+        return StepReused(step.name, at_ms, item, restored.status, restored.origin, keeps_outputs)
+
+    def restored_steps(self, plan: Plan) -> frozenset[int]:
+        """Return the steps of a plan (not the items) that have a result already."""
+        return frozenset(plan.index[name] for name, item in self.restored if item is None)
 
 
 def resume(

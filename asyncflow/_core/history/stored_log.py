@@ -13,12 +13,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 from asyncflow._core.errors import JournalError, PayloadError
-from asyncflow._core.history.log import LogEntry
+from asyncflow._core.history.log import LogEntry, StartedAttempt
 from asyncflow._core.history.remote_output import RemoteOutput, is_remote
-from asyncflow._core.history.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
+from asyncflow._core.history.results import REDACTED, REDACTED_OUTPUT, Key, Payload, RestoredOutput
 from asyncflow._core.record import replace
-from asyncflow._core.running.context import StartedAttempt
-from asyncflow._core.running.step_runs import Key
 from asyncflow._core.text import describe_error
 from asyncflow.events import (
     AttemptStarted,

@@ -24,6 +24,7 @@ from typing import (
 
 from asyncflow._core.arguments import check_number
 from asyncflow._core.errors import RestoredError, StepCrashedError
+from asyncflow._core.history.log import StartedAttempt
 from asyncflow._core.history.results import StepResult, picklable_error, to_restored_error
 from asyncflow._core.pipeline.graph import Plan
 from asyncflow._core.pipeline.step import WorkflowStep
@@ -675,9 +676,6 @@ class RunContext:
         """Return the loop's time at a moment of the run."""
         return self.started_s + at_ms / 1000
 
-
-StartedAttempt: TypeAlias = tuple[str, int, float, float, int | None]
-"""The fields of an `AttemptStarted`, of which each attempt makes one: a tuple costs a tenth."""
 
 _run: ContextVar[RunContext] = ContextVar("asyncflow.run")
 

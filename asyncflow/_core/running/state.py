@@ -37,11 +37,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from asyncflow import events
 from asyncflow._core.errors import IllegalEventError
-from asyncflow._core.history.log import History, of_plain
+from asyncflow._core.history.log import History, StartedAttempt, of_plain
 from asyncflow._core.history.report import RunReport, report_of
 from asyncflow._core.history.results import (
     Interruption,
     InterruptionCause,
+    Key,
     RunStatus,
     Segment,
     StepResult,
@@ -50,11 +51,11 @@ from asyncflow._core.history.results import (
     run_facts,
 )
 from asyncflow._core.pipeline.graph import Plan
-from asyncflow._core.running.context import StartedAttempt
 from asyncflow._core.running.scheduler import AdmissionQueue, Deadlines, Readiness
-from asyncflow._core.running.step_runs import Key, Phase, Snapshot, StepRuns
+from asyncflow._core.running.step_runs import Phase, StepRuns
 
 if TYPE_CHECKING:
+    from asyncflow._core.history.resume import Snapshot
     from asyncflow._core.history.step_view import StepView
     from asyncflow._core.running.chains import Chains
 

@@ -1,21 +1,17 @@
-"""The nodes of a run (its steps, and the items of its mapped steps): phases, attempts, ends.
-
-`StepRuns` is the table of nodes, and a `Snapshot` is what a resumed run restores of it.
-"""
+"""The nodes of a run (its steps, and the items of its mapped steps): phases, attempts, ends."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
-from asyncflow._core.errors import IllegalEventError, ResultRefusedError, StepCrashedError
-from asyncflow._core.history.results import REDACTED_OUTPUT, StepStatus
+from asyncflow._core.errors import IllegalEventError, ResultRefusedError
+from asyncflow._core.history.log import EndedAttempt, StartedAttempt
+from asyncflow._core.history.results import REDACTED_OUTPUT, Key, StepStatus
 from asyncflow._core.pipeline.graph import Plan
-from asyncflow._core.pipeline.step import WorkflowStep, tolerates
-from asyncflow._core.record import made_by, record, replace
-from asyncflow._core.running.context import StartedAttempt
+from asyncflow._core.pipeline.step import tolerates
+from asyncflow._core.record import replace
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -31,89 +27,8 @@ from asyncflow.events import (
 )
 
 if TYPE_CHECKING:
-    from asyncflow._core.history.replay import StoredRun
+    from asyncflow._core.history.replay import PendingAttempts
     from asyncflow._core.history.step_view import StepView
-
-EndedAttempt: TypeAlias = tuple[StartedAttempt, float, Any]
-"""An attempt of the plain lane that has succeeded: how it started, when it ended, its output."""
-
-Key: TypeAlias = tuple[str, int | None]
-"""A step, or an item of a mapped step."""
-
-
-class PendingAttempts(NamedTuple):
-    """The attempts of a step, or of an item, that has started and not ended."""
-
-    latest: AttemptStarted
-    error: BaseException | None
-    """What it failed with: a `StepCrashedError` if it was interrupted."""
-    unfinished: int
-    """How many were interrupted."""
-    crashes: int
-    """How many of these had begun: one that was queued at an engine did not."""
-    failure: BaseException | None
-    """What the latest that finished failed with."""
-
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether the latest attempt did not finish: its process died, or its journal failed."""
-        return isinstance(self.error, StepCrashedError)
-
-    @property
-    def last_error(self) -> BaseException | None:
-        """What the next attempt can ask for: see `StepContext.last_error`."""
-        if self.failure is None or not self.is_interrupted:
-            return self.error
-        try:
-            last_error = copy(self.failure)  # in the history it has no context
-            last_error.__context__ = self.error
-        except Exception:  # it was never stored, and refuses to be copied
-            return self.failure
-        return last_error
-
-
-@record
-class Snapshot:
-    """Where a run stands that is resumed."""
-
-    run_id: str
-    wall_time: float
-    """When it began, in seconds since the epoch (UTC)."""
-    at_ms: float
-    """The time at which it stood still."""
-    restored: Mapping[Key, StepView]
-    """What has ended and stays so, with outputs as values."""
-    pending_attempts: Mapping[Key, PendingAttempts]
-    """What continues with the attempts that it has left."""
-    replay: StoredRun
-    """The replay of the run, up to the `RunResumed` with which it continues."""
-    pipeline: str = ""
-    """What the pipeline is called."""
-    inputs: Mapping[str, Any] = made_by(default_factory=dict)
-    """All inputs of the run, with a stand-in for each secret one."""
-    limited_from_ms: float = 0.0
-    """From when on the deadline of the run counts."""
-
-    def steps_begun(self) -> frozenset[str]:
-        """The steps that continue: they, or items of theirs, had started."""
-        items = {name for name, item in self.restored if item is not None}
-        return frozenset(
-            items.union(self.replay.waits, (name for name, _ in self.pending_attempts))
-        )
-
-    def stored_end(
-        self, step: WorkflowStep, at_ms: float, item: int | None = None
-    ) -> StepReused | None:
-        """Return the event with which the run reuses a stored result, if there is one."""
-        restored = self.restored.get((step.name, item))
-        if restored is None:
-            return None
-        keeps_outputs = step.keep_outputs or item is not None
-        return StepReused(step.name, at_ms, item, restored.status, restored.origin, keeps_outputs)
-
-    def restored_steps(self, plan: Plan) -> frozenset[int]:
-        """Return the steps of a plan (not the items) that have a result already."""
-        return frozenset(plan.index[name] for name, item in self.restored if item is None)
 
 
 class Phase(IntEnum):

@@ -11,10 +11,11 @@ from types import CodeType
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.errors import MissingExtraError, NotSendableError
+from asyncflow._core.history.log import StartedAttempt
 from asyncflow._core.pipeline.step import RunIf, RunsIn
 from asyncflow._core.record import record, values_by_name
 from asyncflow._core.running.checkpoints import SentCheckpoint
-from asyncflow._core.running.context import SentError, StartedAttempt
+from asyncflow._core.running.context import SentError
 from asyncflow._core.text import describe_fully
 from asyncflow._core.tracebacks import format_error
 

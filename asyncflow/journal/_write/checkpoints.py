@@ -11,9 +11,8 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from asyncflow._core.history.results import Payload
+from asyncflow._core.history.results import Key, Payload
 from asyncflow._core.running.checkpoints import StoredCall
-from asyncflow._core.running.step_runs import Key
 from asyncflow.journal._codec.events import column_of, data_checksum, event_checksum, from_column
 from asyncflow.journal._database.sql import Statement
 

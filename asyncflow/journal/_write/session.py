@@ -19,10 +19,9 @@ from typing import Any
 
 from asyncflow._core.analysis.statistics import StepRun
 from asyncflow._core.errors import JournalError, RunCancelledError
-from asyncflow._core.history.results import Payload, RunStatus, SignalAnswer
+from asyncflow._core.history.results import Key, Payload, RunStatus, SignalAnswer
 from asyncflow._core.pipeline.signal import asks_of
 from asyncflow._core.running.checkpoints import StoredCall
-from asyncflow._core.running.step_runs import Key
 from asyncflow.events import (
     Event,
     NoteEvent,

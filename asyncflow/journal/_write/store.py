@@ -40,10 +40,9 @@ from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import RunAlreadyActiveError, RunUnreadableError
-from asyncflow._core.history.results import RunStatus, why_cancelled
+from asyncflow._core.history.results import Key, RunStatus, why_cancelled
 from asyncflow._core.running.checkpoints import StoredCall
 from asyncflow._core.running.step_cache import CachedResult
-from asyncflow._core.running.step_runs import Key
 from asyncflow._core.text import describe_fully
 from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted
 from asyncflow.journal._codec.events import (

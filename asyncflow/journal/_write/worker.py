@@ -26,9 +26,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiveError
-from asyncflow._core.history.results import SignalAnswer
+from asyncflow._core.history.results import Key, SignalAnswer
 from asyncflow._core.running.checkpoints import StoredCall
-from asyncflow._core.running.step_runs import Key
 from asyncflow._core.text import describe_fully
 from asyncflow.journal._database.machine import held_claims, new_claim
 from asyncflow.journal._database.sql import DatabaseChangedError, virtual_now

@@ -22,9 +22,10 @@ from asyncflow import (
     WorkflowStep,
 )
 from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.resume import Snapshot
 from asyncflow._core.pipeline.graph import Plan, plan
 from asyncflow._core.running.state import _STEP_RULES, RunState, Schedule
-from asyncflow._core.running.step_runs import Snapshot, _Map
+from asyncflow._core.running.step_runs import _Map
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
