@@ -60,8 +60,8 @@ from asyncflow._policies.observers import AnyObserver
 from asyncflow._views.next_command import command_of, next_commands
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunStarted, StepSucceeded
+from asyncflow.journal._read.streams import latest_streamed
 from asyncflow.journal._run_names import free_name, new_run_name
-from asyncflow.journal._write.streams import latest_streamed
 
 if TYPE_CHECKING:
     from asyncflow._core.analysis.preview import RunPreview

@@ -60,7 +60,7 @@ from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.events import StepAttached, StepCalled, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
 from asyncflow.journal._read.queries import counts_until
-from asyncflow.journal._write.streams import latest_streamed
+from asyncflow.journal._read.streams import latest_streamed
 from asyncflow.live._end import path_lines, verdict_lines
 from asyncflow.live._theme import printable, theme_for
 

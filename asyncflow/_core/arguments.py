@@ -25,6 +25,12 @@ AttributeValue: TypeAlias = str | int | float | bool
 """What an attribute of a run may be. Types count: ``1``, ``1.0``, ``True`` and ``"1"`` differ."""
 
 
+def check_text(what: str, value: object) -> None:
+    """Check that a value is a text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}")
+
+
 def check_limit(what: str, limit_ms: object) -> None:
     """Check a limit in milliseconds: ``None``, or finite and above 0."""
     if limit_ms is None:

@@ -33,6 +33,7 @@ from asyncflow._core.arguments import (
     check_count,
     check_names,
     check_number,
+    check_text,
     parse_level,
 )
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, RunNotFoundError
@@ -66,10 +67,9 @@ from asyncflow.journal._codec.events import is_storable, status_column
 from asyncflow.journal._codec.payloads import CODECS, Codec
 from asyncflow.journal._codec.signal_types import admits, payload_of, schema_of_signal
 from asyncflow.journal._database.machine import is_void, this_owner, this_process
-from asyncflow.journal._database.sql import virtual_now
+from asyncflow.journal._database.sql import LARGEST, virtual_now
 from asyncflow.journal._read.overviews import Overviews
 from asyncflow.journal._read.queries import (
-    LARGEST,
     UNFINISHED,
     PipelineStatistics,
     QueueStats,
@@ -79,18 +79,23 @@ from asyncflow.journal._read.queries import (
     StoredEvent,
     WaitKind,
     check_new_id,
-    check_text,
     parse_status,
 )
 from asyncflow.journal._read.reader import RunReader
 from asyncflow.journal._read.run_lists import RunLists
+from asyncflow.journal._read.streams import StreamPlace, StreamReader
 from asyncflow.journal._write.cached import CacheLookup
 from asyncflow.journal._write.keys import RunKey
 from asyncflow.journal._write.notes import NoteFilter
 from asyncflow.journal._write.queue import DueRuns, NewRun, Queue, announce, watchers
-from asyncflow.journal._write.session import CommitQueue, FinishedSession, SQLSession, batch_of
+from asyncflow.journal._write.session import (
+    CommitQueue,
+    FinishedSession,
+    SQLSession,
+    StreamWatch,
+    batch_of,
+)
 from asyncflow.journal._write.store import Claim, Store
-from asyncflow.journal._write.streams import StreamPlace, StreamReader, StreamWatch
 from asyncflow.journal._write.worker import (
     JournalWorker,
     Lease,

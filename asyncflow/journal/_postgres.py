@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from asyncflow._core.arguments import check_text
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._read.queries import check_lease, check_text
+from asyncflow.journal._read.queries import check_lease
 from asyncflow.journal._write.store import Store
 
 

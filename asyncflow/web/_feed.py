@@ -32,7 +32,7 @@ from asyncflow.events import Event
 from asyncflow.html_report._templates import digest_of
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._read.queries import UNENDED, RunRecord, StoredEvent, counts_until
-from asyncflow.journal._write.streams import MOST_ROWS, latest_streamed
+from asyncflow.journal._read.streams import MOST_ROWS, latest_streamed
 
 _SHORTEST_S = 0.3
 """How long to wait between two reads of a run that is running."""

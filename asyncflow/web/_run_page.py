@@ -32,7 +32,7 @@ from asyncflow.journal._read.queries import (
     StoredEvent,
     listed_status,
 )
-from asyncflow.journal._write.streams import MOST_ROWS, latest_streamed
+from asyncflow.journal._read.streams import MOST_ROWS, latest_streamed
 from asyncflow.web._compare_page import compare_url
 from asyncflow.web._feed import PagePart, PageParts, Prepare, Render, RunFeeds, now_of
 from asyncflow.web._notes import attachments_url

@@ -21,7 +21,8 @@ import pytest
 from asyncflow._core.errors import JournalError
 from asyncflow._core.history.results import Payload
 from asyncflow.events import AttemptStarted, RunStarted, StepSucceeded
-from asyncflow.journal import SQLiteJournal, _sqlite
+from asyncflow.journal import SQLiteJournal
+from asyncflow.journal._database import sqlite as _sqlite
 from asyncflow.journal._database.tables import VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -365,7 +366,7 @@ def test_a_read_only_file_or_directory_is_reported(tmp_path: Path, what: str) ->
 def test_concurrent_processes_create_the_schema_once(path: Path) -> None:
     script = """
 import sys
-from asyncflow.journal._sqlite import SQLite
+from asyncflow.journal._database.sqlite import SQLite
 database = SQLite(sys.argv[1], "FULL", 20)
 print("ready", flush=True)
 sys.stdin.readline()

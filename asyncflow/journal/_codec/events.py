@@ -21,7 +21,7 @@ from functools import cache, reduce
 from math import isfinite
 from operator import or_
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from zlib import crc32
 
 import msgspec
@@ -41,30 +41,7 @@ from asyncflow._core.history.results import REDACTED, Payload, RunStatus, to_res
 from asyncflow._core.record import REQUIRED, defaults_of
 from asyncflow._core.text import LONGEST_TEXT, cut, safe_text
 from asyncflow.events import Event, RunStarted
-
-
-class EventRow(NamedTuple):
-    """An event with its run and its position: a row, with the columns of the table."""
-
-    run_id: str
-    position: int
-    """Counted from 1."""
-    kind: str
-    """The name of the event's class."""
-    step: str | None
-    item: int | None
-    attempt: int | None
-    at_ms: float
-    codec: str | None
-    """The codec of the event's output; ``None`` if it has none."""
-    payload: str | None
-    """The fields without a column that have not their default, as a JSON object, if any."""
-    data_checksum: int | None
-    checksum: int
-    """That of all columns before it."""
-    data: bytes | None
-    """The output, or the data of an attachment."""
-
+from asyncflow.journal._database.tables import EventRow
 
 Details = dict[str, Any]
 

@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from asyncflow._core.errors import JournalError
-from asyncflow.journal._codec.events import EventRow
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -146,8 +145,8 @@ def either_case(letter: str) -> str:
     return "".join(sorted({c for c in (letter, letter.lower(), letter.upper()) if len(c) == 1}))
 
 
-EVENT_COLUMNS = EventRow._fields
-"""The columns of `events`."""
+LARGEST = 2**63 - 1
+"""The largest integer that a database stores."""
 
 FREE = "(l.owner IS NULL OR NOT {valid})"
 

@@ -10,9 +10,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 from zlib import crc32
 
 from asyncflow._core.errors import JournalError
+
+
+class EventRow(NamedTuple):
+    """An event with its run and its position: a row, with the columns of the table."""
+
+    run_id: str
+    position: int
+    """Counted from 1."""
+    kind: str
+    """The name of the event's class."""
+    step: str | None
+    item: int | None
+    attempt: int | None
+    at_ms: float
+    codec: str | None
+    """The codec of the event's output; ``None`` if it has none."""
+    payload: str | None
+    """The fields without a column that have not their default, as a JSON object, if any."""
+    data_checksum: int | None
+    checksum: int
+    """That of all columns before it."""
+    data: bytes | None
+    """The output, or the data of an attachment."""
+
+
+EVENT_COLUMNS = EventRow._fields
+"""The columns of `events`."""
 
 _EVENT = (
     "run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, step TEXT, item INTEGER, "

@@ -17,9 +17,10 @@ from asyncflow._core.history.results import REDACTED
 from asyncflow._core.record import replace
 from asyncflow.events import Event, ResultReused, RunResumed, RunStarted, StepSucceeded
 from asyncflow.journal._codec.events import column_of, row_of
-from asyncflow.journal._database.sql import EVENT_COLUMNS, Cursor, marks
+from asyncflow.journal._database.sql import Cursor, marks
+from asyncflow.journal._database.sqlite import SQLite
+from asyncflow.journal._database.tables import EVENT_COLUMNS
 from asyncflow.journal._read.run_lists import RunLists
-from asyncflow.journal._sqlite import SQLite
 from asyncflow.journal._write.store import TABLES_OF_A_RUN, Store
 
 _COPIED = [

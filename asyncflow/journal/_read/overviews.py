@@ -22,7 +22,8 @@ from asyncflow._core.record import replace as with_changes
 from asyncflow.events import Event, ResultReused, RunStarted
 from asyncflow.journal._codec.events import event_of, read_error
 from asyncflow.journal._codec.payloads import Codec
-from asyncflow.journal._database.sql import EVENT_COLUMNS, chunks, marks, padded
+from asyncflow.journal._database.sql import chunks, marks, padded
+from asyncflow.journal._database.tables import EVENT_COLUMNS
 from asyncflow.journal._read.queries import (
     UNENDED,
     USUAL_RUNS,

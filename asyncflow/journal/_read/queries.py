@@ -10,12 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias, get_args
 
 from asyncflow._core.analysis.statistics import StepStatistics, median, nearest_rank, usual
-from asyncflow._core.arguments import AttributeValue, check_count, check_number
+from asyncflow._core.arguments import AttributeValue, check_count, check_number, check_text
 from asyncflow._core.history.results import InterruptionCause, RunStatus
 from asyncflow._core.run_attributes import checked_attributes
 from asyncflow._core.text import describe_error, safe_text
 from asyncflow.events import Event
 from asyncflow.journal._codec.events import column_of, is_storable
+from asyncflow.journal._database.sql import LARGEST
 
 UNFINISHED = (RunStatus.RUNNING, RunStatus.ORPHANED)
 """The statuses of runs whose latest segment has not ended. Their rows are alike: only the lease
@@ -437,16 +438,6 @@ def check_lease(lease_s: float) -> None:
             f"lease_s must be at most {_LONGEST_LEASE_S} s, not {lease_s:g}; it is how long others "
             "wait for a process that has died on another machine"
         )
-
-
-LARGEST = 2**63 - 1
-"""The largest integer that a database stores."""
-
-
-def check_text(what: str, value: object) -> None:
-    """Check that a value is a text."""
-    if not isinstance(value, str):
-        raise TypeError(f"{what} must be a str, not {type(value).__name__}")
 
 
 def check_new_id(run_id: str) -> None:

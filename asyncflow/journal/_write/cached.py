@@ -14,7 +14,8 @@ from asyncflow._core.running.step_cache import CachedResult
 from asyncflow._core.text import describe_fully
 from asyncflow.events import StepSucceeded
 from asyncflow.journal._codec.events import event_checksum, event_of
-from asyncflow.journal._database.sql import EVENT_COLUMNS, NOW, Statement
+from asyncflow.journal._database.sql import NOW, Statement
+from asyncflow.journal._database.tables import EVENT_COLUMNS
 
 _REMEMBER = (
     "INSERT INTO cached_results (key, run_id, position, attempts, duration_ms, stored_at, "

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, get_args
 
-from asyncflow._core.arguments import check_count, parse_level
+from asyncflow._core.arguments import check_count, check_text, parse_level
 from asyncflow._core.text import describe_fully, safe_text
 from asyncflow.events import (
     Event,
@@ -20,7 +20,7 @@ from asyncflow.events import (
     StepStreamed,
 )
 from asyncflow.journal._codec.events import column_of, event_of, row_of
-from asyncflow.journal._read.queries import LARGEST, check_text
+from asyncflow.journal._database.sql import LARGEST
 
 ProgressKey: TypeAlias = tuple[str, int, int | None]
 """A step, the number of an attempt, and an item."""

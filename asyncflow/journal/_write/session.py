@@ -12,9 +12,10 @@ the queue had submitted is committed, by whichever job.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from asyncflow._core.analysis.statistics import StepRun
@@ -34,15 +35,15 @@ from asyncflow.events import (
     StepSucceeded,
     StepWaiting,
 )
-from asyncflow.journal._codec.events import EventRow, column_of, row_of, status_column, write_error
+from asyncflow.journal._codec.events import column_of, row_of, status_column, write_error
 from asyncflow.journal._database.sql import Statement, virtual_now
+from asyncflow.journal._database.tables import EventRow
 from asyncflow.journal._write.attributes import attributes_column, indexed
 from asyncflow.journal._write.cached import remembered
 from asyncflow.journal._write.checkpoints import changes_of, stored_call
 from asyncflow.journal._write.queue import announce, left_queue
 from asyncflow.journal._write.signals import SentSignal, forget
 from asyncflow.journal._write.store import Change, CommitBatch
-from asyncflow.journal._write.streams import StreamWatch
 from asyncflow.journal._write.summaries import summary_of
 from asyncflow.journal._write.worker import JournalWorker, Lease, WorkerThread
 
@@ -485,3 +486,34 @@ def _column_or_null(text: str) -> str | None:
 def _resolve(waiter: _Waiter) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+class StreamWatch:
+    """Wakes the readers of runs when something of these was committed here. Any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[str, dict[asyncio.Event, asyncio.AbstractEventLoop]] = {}
+
+    @contextmanager
+    def watching(self, run_id: str) -> Iterator[asyncio.Event]:
+        """Yield an event that is set when something of a run was committed."""
+        news = asyncio.Event()
+        with self._lock:
+            self._waiting.setdefault(run_id, {})[news] = asyncio.get_running_loop()
+        try:
+            yield news
+        finally:
+            with self._lock:
+                del self._waiting[run_id][news]
+                if not self._waiting[run_id]:
+                    del self._waiting[run_id]
+
+    def wake(self, run_id: str) -> None:
+        """Wake the readers of a run."""
+        if run_id not in self._waiting:
+            return
+        with self._lock:
+            for news, loop in self._waiting.get(run_id, {}).items():
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(news.set)

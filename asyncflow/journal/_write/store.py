@@ -13,7 +13,7 @@ They are the same for every database, as are those that read many runs
   the run may continue. Times are by the database's clock.
 - `keys` has one row per key of a pipeline (`asyncflow.journal._write.keys`), and `queued` one per
   run that waits to start (`asyncflow.journal._write.queue`).
-- `events` has one row per event: an `asyncflow.journal._codec.events.EventRow`.
+- `events` has one row per event: an `asyncflow.journal._database.tables.EventRow`.
 - `signals` has one row per signal of a run, by its name: the value that was sent first, or that
   its deadline has expired. The sender writes the row; the owner of the run makes it an event.
 - `notes` has one row per note: what steps say, which no replay reads. It is a row of an event, with
@@ -46,7 +46,6 @@ from asyncflow._core.running.step_cache import CachedResult
 from asyncflow._core.text import describe_fully
 from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted
 from asyncflow.journal._codec.events import (
-    EventRow,
     column_of,
     event_of,
     from_column,
@@ -55,7 +54,6 @@ from asyncflow.journal._codec.events import (
     status_column,
 )
 from asyncflow.journal._database.sql import (
-    EVENT_COLUMNS,
     FREE,
     NOW,
     Cursor,
@@ -67,6 +65,7 @@ from asyncflow.journal._database.sql import (
     marks,
     padded,
 )
+from asyncflow.journal._database.tables import EVENT_COLUMNS, EventRow
 from asyncflow.journal._write.cached import SELECT_CACHED, CacheLookup, Wanted, cached_of, wanted_by
 from asyncflow.journal._write.checkpoints import (
     SELECT_CALL,

@@ -39,12 +39,8 @@ from asyncflow.events import (
     StepSucceeded,
     StepWaiting,
 )
-from asyncflow.journal._codec.events import (
-    EventRow,
-    event_of,
-    row_of,
-    sealed,
-)
+from asyncflow.journal._codec.events import event_of, row_of, sealed
+from asyncflow.journal._database.tables import EventRow
 
 
 def has_no_surrogate_pair(text: str) -> bool:

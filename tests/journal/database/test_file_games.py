@@ -22,7 +22,7 @@ from asyncflow.events import AttemptStarted, Event, RunFinished, RunStarted
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._database import file as database_file
 from asyncflow.journal._database.file import DatabaseFile
-from asyncflow.journal._sqlite import SQLite
+from asyncflow.journal._database.sqlite import SQLite
 
 ROOT = Path(__file__).parents[3]
 SUFFIXES = ("", "-wal", "-shm")

@@ -16,10 +16,11 @@ import pytest
 
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow._core.errors import RunAlreadyActiveError
-from asyncflow.journal import SQLiteJournal, _sqlite
+from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._database import machine as _machine
+from asyncflow.journal._database import sqlite as _sqlite
 from asyncflow.journal._database.machine import LeaseClock, this_machine
-from asyncflow.journal._sqlite import SQLite
+from asyncflow.journal._database.sqlite import SQLite
 from asyncflow.journal._write.store import Claim, Store
 
 ROOT = Path(__file__).parents[3]

@@ -54,7 +54,7 @@ from asyncflow.events import (
 )
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._codec.events import run_checksum, sealed
-from asyncflow.journal._database.sql import EVENT_COLUMNS
+from asyncflow.journal._database.tables import EVENT_COLUMNS
 from asyncflow.testing import run_in_virtual_time
 from asyncflow.web import app
 

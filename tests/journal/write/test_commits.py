@@ -26,7 +26,7 @@ from asyncflow import (
 from asyncflow._core.history.results import Payload
 from asyncflow._core.running.checkpoints import StoredCall
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._sqlite import SQLite
+from asyncflow.journal._database.sqlite import SQLite
 from asyncflow.journal._write.cached import remembered
 from asyncflow.journal._write.checkpoints import stored_call
 from asyncflow.journal._write.store import Claim, CommitBatch, Refusals, Store

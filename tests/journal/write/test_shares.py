@@ -21,7 +21,7 @@ from asyncflow import JournalError, Pool
 from asyncflow._core.pools.pool import Clock, PoolTicket
 from asyncflow._core.pools.shares import TICK_S
 from asyncflow.journal._database.machine import LeaseClock, held_claims, is_void, this_process
-from asyncflow.journal._sqlite import SQLite
+from asyncflow.journal._database.sqlite import SQLite
 from asyncflow.journal._write.shares import Shares
 from asyncflow.journal._write.store import Claim
 

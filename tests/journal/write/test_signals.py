@@ -33,7 +33,7 @@ from asyncflow._core.history.results import Payload
 from asyncflow._policies.waits import Waits
 from asyncflow.events import SignalReceived, StepWaiting
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._sqlite import SQLite
+from asyncflow.journal._database.sqlite import SQLite
 from asyncflow.journal._write.session import CommitQueue
 from asyncflow.journal._write.signals import SentSignal, Signals
 from asyncflow.journal._write.store import Store

@@ -9,12 +9,9 @@ moment is read once.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -162,34 +159,3 @@ class StreamReader:
             and isinstance(resumed, RunResumed)
             and place.step not in resumed.outdated
         )
-
-
-class StreamWatch:
-    """Wakes the readers of runs when something of these was committed here. Any thread may call."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: dict[str, dict[asyncio.Event, asyncio.AbstractEventLoop]] = {}
-
-    @contextmanager
-    def watching(self, run_id: str) -> Iterator[asyncio.Event]:
-        """Yield an event that is set when something of a run was committed."""
-        news = asyncio.Event()
-        with self._lock:
-            self._waiting.setdefault(run_id, {})[news] = asyncio.get_running_loop()
-        try:
-            yield news
-        finally:
-            with self._lock:
-                del self._waiting[run_id][news]
-                if not self._waiting[run_id]:
-                    del self._waiting[run_id]
-
-    def wake(self, run_id: str) -> None:
-        """Wake the readers of a run."""
-        if run_id not in self._waiting:
-            return
-        with self._lock:
-            for news, loop in self._waiting.get(run_id, {}).items():
-                with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(news.set)
