@@ -41,7 +41,7 @@ from asyncflow._core.history.results import (
     attempt_end,
     latest_number,
 )
-from asyncflow._core.preview import printable
+from asyncflow._core.history.value_preview import printable
 from asyncflow._core.text import describe_error, escape_controls, plural
 from asyncflow._policies.log_capture import not_printed
 from asyncflow._views.event_text import place_text

@@ -16,7 +16,7 @@ from asyncflow._core.analysis.failures import item_errors
 from asyncflow._core.history.report import RunReport
 from asyncflow._core.history.results import Attempt, StepResult, attempt_end
 from asyncflow._core.history.step_view import AttemptView, StepView
-from asyncflow._core.preview import preview
+from asyncflow._core.history.value_preview import preview
 from asyncflow._core.text import describe_error, duration, escape_controls
 from asyncflow._core.tracebacks import format_error
 from asyncflow._views.event_text import place_text

@@ -20,7 +20,7 @@ from asyncflow._core.analysis.failures import first_failure
 from asyncflow._core.analysis.looks import look_of
 from asyncflow._core.history.report import RunReport
 from asyncflow._core.history.results import RunStatus, StepResult
-from asyncflow._core.preview import preview, shortened
+from asyncflow._core.history.value_preview import preview, shortened
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.preview import error_words
 

@@ -14,7 +14,7 @@ from asyncflow._core.analysis.remarks import remarks_of
 from asyncflow._core.history.report import RunReport
 from asyncflow._core.history.results import SignalWait, StepStatus
 from asyncflow._core.history.step_view import StepView
-from asyncflow._core.preview import shortened
+from asyncflow._core.history.value_preview import shortened
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.names import middle_out
 from asyncflow._views.preview import error_words

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, tzinfo
 
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.history.results import to_restored_error
-from asyncflow._core.preview import Preview, beginning, printable, shortened, size_of
+from asyncflow._core.history.value_preview import Preview, beginning, printable, shortened, size_of
 from asyncflow._core.text import describe_error
 
 

@@ -8,8 +8,8 @@ from asyncflow._core.analysis.failures import why_failed
 from asyncflow._core.history.item_values import UNKNOWN, value_at
 from asyncflow._core.history.results import StepStatus, visible_output
 from asyncflow._core.history.step_view import StepView
+from asyncflow._core.history.value_preview import Preview, preview_in_line
 from asyncflow._core.pipeline.fingerprint import Parameters, parameters_of
-from asyncflow._core.preview import Preview, preview_in_line
 from asyncflow._core.text import cut, escape_controls
 from asyncflow._views.run_view import RunView
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
-from asyncflow._core.preview import shortened
+from asyncflow._core.history.value_preview import shortened
 from asyncflow._core.text import escape_controls
 from asyncflow._views.event_text import describe_event, subject
 from asyncflow.events import Event, RunResumed

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from asyncflow._core.history.results import StepStatus
 from asyncflow._core.history.step_view import AttemptView, StepView
-from asyncflow._core.preview import Preview, printable, shortened
+from asyncflow._core.history.value_preview import Preview, printable, shortened
 from asyncflow._core.text import left_out
 from asyncflow._views.notes import (
     MOST_EARLIER,

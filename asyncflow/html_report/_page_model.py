@@ -37,7 +37,7 @@ from asyncflow._core.history.results import (
     visible_output,
 )
 from asyncflow._core.history.step_view import AttemptView, StepView
-from asyncflow._core.preview import Preview, preview
+from asyncflow._core.history.value_preview import Preview, preview
 from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.text import duration, escape_controls, left_out
 from asyncflow._views.dag import GraphDrawing, draw_graph

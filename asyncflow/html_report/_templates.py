@@ -12,7 +12,7 @@ from importlib import resources
 
 from asyncflow._core.analysis.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.errors import MissingExtraError
-from asyncflow._core.preview import printable, shortened
+from asyncflow._core.history.value_preview import printable, shortened
 from asyncflow._core.text import duration, plural
 from asyncflow._views.names import middle_out
 from asyncflow._views.notes import level_name, log_text

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.history.results import RunStatus
-from asyncflow._core.preview import preview, shortened
+from asyncflow._core.history.value_preview import preview, shortened
 from asyncflow._core.run_attributes import attribute_text, attributes_from
 from asyncflow._core.text import escape_controls
 from asyncflow._views.progress import left_text

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow import RestoredError, RestoredOutput
-from asyncflow._core.preview import preview, printable
+from asyncflow._core.history.value_preview import preview, printable
 from asyncflow._views.preview import ago, error_trace, local_moment_text, moment_text
 
 

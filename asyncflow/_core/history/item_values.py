@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from asyncflow._core.history.results import (
     REDACTED_OUTPUT,
@@ -21,11 +21,6 @@ from asyncflow._core.history.results import (
     StepStatus,
     visible_output,
 )
-from asyncflow._core.running.step_runs import is_restored, output_of, status_of
-
-if TYPE_CHECKING:
-    from asyncflow._core.pipeline.graph import Plan
-    from asyncflow._core.running.step_runs import StepRuns
 
 UNKNOWN: Final = object()
 """Stands for a value that is not known."""
@@ -68,30 +63,6 @@ def give_all(
             for item in mapped.items:
                 if item.item in made:
                     give(item, visible_output(made[item.item]))
-
-
-def value_in_run(
-    runs: StepRuns, plan: Plan, inputs: Mapping[str, Any], step: int, item: int
-) -> object:
-    """Return the same value, or `UNKNOWN`, while the run goes on."""
-    mapped = plan.steps[step]
-    assert mapped.map_over is not None
-    if mapped.map_over not in mapped.depends_on:
-        return value_at(inputs.get(mapped.map_over), item)
-    source = plan.index[mapped.map_over]
-    maker, end = plan.steps[source], runs.ends[source]
-    if maker.map_over is not None:
-        if not maker.keep_outputs:
-            return UNKNOWN
-        if is_restored(end):
-            end = (end.items or {}).get(item)
-        else:
-            node = runs.find(maker.name, item)
-            end = None if node is None else runs.ends[node]
-    if status_of(end) is not StepStatus.SUCCESS:
-        return UNKNOWN
-    output = REDACTED_OUTPUT if maker.secret else output_of(end)
-    return value_at(output, item) if maker.map_over is None else output
 
 
 def _give_from(mapped: StepResult, values: object) -> None:

@@ -311,7 +311,9 @@ class StepResult:
             # Python asks here for a slot without a value.
             if name != "item_value":
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            from asyncflow._core.preview import preview_in_line  # few programs ask for it
+            from asyncflow._core.history.value_preview import (
+                preview_in_line,  # few programs ask for it
+            )
 
             shown = preview_in_line(self._given, _LONGEST_ITEM_VALUE)
             self.item_value = f"{shown.text}…" if shown.cut else shown.text

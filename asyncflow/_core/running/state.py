@@ -455,7 +455,7 @@ class RunState:
         return self._with_item_values(node, found) if self._plan.map_over else found
 
     def _with_item_values(self, node: int, found: StepResult) -> StepResult:
-        from asyncflow._core.history.item_values import give, value_in_run  # few runs ask
+        from asyncflow._core.history.item_values import give  # few runs ask
 
         items, inputs = found.items or (), self._started.inputs if self._started else {}
         step = node
@@ -463,7 +463,7 @@ class RunState:
             items, step = (found,), self.step_runs.owner_of(node)
         for each in items:
             assert each.item is not None
-            give(each, value_in_run(self.step_runs, self._plan, inputs, step, each.item))
+            give(each, self.step_runs.value_given(inputs, step, each.item))
         return found
 
     @property

@@ -392,6 +392,29 @@ class StepRuns:
         """Whether an item of a mapped step has not ended."""
         return self._maps[step].unsettled > 0
 
+    def value_given(self, inputs: Mapping[str, Any], step: int, item: int) -> object:
+        """Return the value that an item was given, or `item_values.UNKNOWN`."""
+        from asyncflow._core.history.item_values import UNKNOWN, value_at  # few runs ask
+
+        mapped = self.steps[step]
+        assert mapped.map_over is not None
+        if mapped.map_over not in mapped.depends_on:
+            return value_at(inputs.get(mapped.map_over), item)
+        source = self._plan.index[mapped.map_over]
+        maker, end = self.steps[source], self.ends[source]
+        if maker.map_over is not None:
+            if not maker.keep_outputs:
+                return UNKNOWN
+            if is_restored(end):
+                end = (end.items or {}).get(item)
+            else:
+                node = self.find(maker.name, item)
+                end = None if node is None else self.ends[node]
+        if status_of(end) is not StepStatus.SUCCESS:
+            return UNKNOWN
+        output = REDACTED_OUTPUT if maker.secret else output_of(end)
+        return value_at(output, item) if maker.map_over is None else output
+
     def ends_of_items(self, step: int) -> list[ItemEnd] | None:
         """Return how a mapped step's items have ended, in order; ``None`` while one has not.
 
