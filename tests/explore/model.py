@@ -1573,8 +1573,9 @@ class _Run:
     def in_line_since(self, node: _Node) -> int | None:
         """Return since which place in the log a step must have been in line, if that is known."""
         spec = self.specs[node.step]
-        if spec.caches:
-            return None  # it joins the line when it knows that it must run
+        if any(each.caches and _stand_together(each, spec) for each in self.specs):
+            # It joins the line when no stored result serves it, and holds up others behind it.
+            return None
         if node.attempts and node.item is not None:
             return self.item_in_line_since(node)
         if not node.attempts or spec.when or spec.is_cleanup:
@@ -1719,6 +1720,11 @@ def _status_of(end: Any) -> StepStatus:
         StepCancelled: CANCELLED,
         StepSkipped: SKIPPED,
     }[type(end)]
+
+
+def _stand_together(one: Step, other: Step) -> bool:
+    """Whether two steps are admitted to the same place in line of a pool."""
+    return one.pool is not None and (one.pool, one.priority) == (other.pool, other.priority)
 
 
 def _blocks(end: Any) -> bool:

@@ -100,6 +100,17 @@ def test_the_model_notices_an_item_that_starts_before_a_more_urgent_one(flow):
     assert "starts before" in found
 
 
+def test_a_step_that_looks_for_a_stored_result_holds_up_equally_urgent_ones_out_of_line():
+    steps = (
+        Step("source", pool=0, items=Items(1)),
+        Step("other", (0,), pool=0),
+        Step("urgent", (0,), pool=0, maps=0, priority=1),
+        Step("cached", (0,), A_TICK, pool=0, asks=True, priority=1, caches=1),
+    )
+
+    assert check(Case(Flow(steps, (PoolSpec(1),), durable=True))) == []
+
+
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_the_model_notices_an_iterator_that_several_steps_take(is_shared):
     takers = [Step("one", (0,), maps=0), Step("two", (0,) if is_shared else ())]
