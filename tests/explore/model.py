@@ -973,8 +973,10 @@ class _Run:
             outcomes += [("limit", is_asked) for is_asked in asked]
         if not must_limit or (stop is not None and stop.at_ms < limit_ms):
             outcomes += [("own", is_asked) for is_asked in asked]
-        if call.error is None and call.attempt > spec.refused and True in asked:
-            # A value must come in time, but heartbeats no longer count.
+        is_refused = call.attempt <= spec.refused or self.is_shared(node.step)
+        if call.error is None and not is_refused and True in asked:
+            # A value must come in time, but heartbeats no longer count. One that is refused is an
+            # error, with which the attempt may end its clean-up at any time.
             limit_ms = min(ms for ms, what in ends_ms if what != "heartbeat")
             if ended_ms > limit_ms - early_ms - EPSILON:
                 kinds |= {what for ms, what in ends_ms if ms <= limit_ms + early_ms + EPSILON}

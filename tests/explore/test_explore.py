@@ -70,6 +70,14 @@ def test_a_caller_that_is_cancelled_at_the_last_event_outlives_an_abandoned_thre
     assert check(Case(flow, Fault(cancels=((4, 0),), observer=("cancel task", 6)))) == []
 
 
+def test_an_iterator_that_is_refused_after_a_stop_is_an_error_and_no_value_that_comes_too_late():
+    goes_on = Act((1,), on_cancel="go on", clean=(4,))
+    source = Step("source", acts=(goes_on,), timeout=3, items=Items(1, "iterator"))
+    flow = Flow((source, Step("one", (0,)), Step("two", (0,))))
+
+    assert check(Case(flow, Fault(cancels=((0, 0),)))) == []
+
+
 A_TICK = (Act((1,)),)
 URGENT_ITEMS = Flow(
     (
