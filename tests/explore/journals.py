@@ -9,17 +9,22 @@ from asyncflow._core.history.results import Key, Payload
 from asyncflow.events import AttemptFailed, Event, NoteEvent, StepCancelled, StepFailed
 from tests.memory_journal import MemoryJournal, MemorySession
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "stored_text"]
+
+
+def stored_text(value: object) -> str:
+    """Return what is stored of a value: two of different types are never equal."""
+    return f"{type(value).__name__} {value!r}"
 
 
 class Codec:
-    """Encodes a value as its `repr`, and returns the first one that had it."""
+    """Encodes a value as its type and its `repr`, and returns the first one that had it."""
 
     def __init__(self) -> None:
         self._values: dict[bytes, Any] = {}
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
-        text = f"{type(value).__name__} {value!r}".encode()
+        text = stored_text(value).encode()
         self._values.setdefault(text, value)
         return Payload("repr", text)
 

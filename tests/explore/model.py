@@ -55,6 +55,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 from tests.explore.cases import GIVEN, STREAM_WAITS, TICK_MS, Case, Fault, Step
+from tests.explore.journals import stored_text
 from tests.explore.world import Call, Instead, World, key_of
 
 __all__ = ["violations"]
@@ -595,7 +596,7 @@ class _Run:
     # Equal calls.
 
     def arguments_of(self, node: _Node) -> str:
-        """Return the arguments of a node, as a text that equal ones share."""
+        """Return the arguments of a node as the journal stores them, which tells equal ones."""
         spec, given = self.specs[node.step], {}
         if spec.maps == GIVEN:
             of_input = self.world.given[self.run]
@@ -608,7 +609,7 @@ class _Run:
                 given[name] = (
                     self.items[need][node.item].end.output if is_chain else given[name][node.item]
                 )
-        return repr(sorted(given.items()))
+        return repr([(name, stored_text(value)) for name, value in sorted(given.items())])
 
     @cached_property
     def cached_nodes(self) -> list[tuple[_Node, str]]:

@@ -165,6 +165,13 @@ EQUAL_ITEMS = Flow(
 )
 
 
+def test_the_list_of_a_fallback_is_no_equal_argument_where_the_journal_tells_its_type():
+    source = Step("source", acts=(Act((0,)),), items=Items(0), fallback="value")
+    flow = Flow((source, Step("ask", (0,), caches=9)), copies=2, durable=True)
+
+    assert check(Case(flow, Fault(strangers=((3, 0),)))) == []
+
+
 def test_the_model_notices_an_equal_call_that_is_made_again():
     assert check(Case(EQUAL_ITEMS)) == []
     never = EQUAL_ITEMS._replace(
