@@ -183,6 +183,14 @@ def test_the_model_notices_an_equal_call_that_is_made_again():
     assert "equal calls overlap" in found
 
 
+def test_an_action_may_leave_a_call_running_when_the_journal_fails_in_another_one():
+    pays = Step("pays", acts=A_TICK, pays="at once")
+    flow = Flow((Step("one"), pays, Step("two")), durable=True)
+
+    for fails_at in range(2, 8):
+        assert check(Case(flow, Fault(fails_at=fails_at))) == []
+
+
 def test_the_model_notices_what_is_not_stored():
     def found_after(lose):
         world = Pipeline(EQUAL_ITEMS).simulate(Fault())

@@ -251,7 +251,7 @@ class World:
         self.paid: dict[tuple[Any, ...], int] = {}
         """The attempts whose calls have returned."""
         self.left: list[asyncio.Task[None]] = []
-        """What attempts have left running."""
+        """What attempts have left running, or may have."""
 
     def enter(self, step: int, arguments: dict[str, Any]) -> tuple[Call, StepContext]:
         context = current_step()
@@ -951,10 +951,12 @@ async def _pay(
         refusals = int(spec.pays == "again")
         await _pay_for(world, call, context, f"turn {turn}", wait, refusals)
     elif spec.pays == "at once":
-        await asyncio.gather(
-            _pay_for(world, call, context, f"turn {turn}", wait),
-            _pay_for(world, call, context, f"beside {turn}", 1 - wait % 2),
-        )
+        payments = [
+            asyncio.create_task(_pay_for(world, call, context, f"turn {turn}", wait)),
+            asyncio.create_task(_pay_for(world, call, context, f"beside {turn}", 1 - wait % 2)),
+        ]
+        world.left += payments  # `gather` awaits none of them when one has raised
+        await asyncio.gather(*payments)
     else:
         left = _leave(world, call, context, spec, turn, wait)
         world.left.append(asyncio.create_task(left))
