@@ -78,6 +78,15 @@ def test_an_iterator_that_is_refused_after_a_stop_is_an_error_and_no_value_that_
     assert check(Case(flow, Fault(cancels=((0, 0),)))) == []
 
 
+@pytest.mark.parametrize("at", range(9, 13))
+def test_a_caller_that_is_cancelled_at_the_last_event_outlives_a_call_left_running(at):
+    leaves = Step("one", acts=(Act((2,)),), pays="left")
+    in_thread = Step("two", acts=(Act((1,), "hang"),), retries=3, timeout=2, thread=True)
+    fault = Fault(observer=("cancel task", at), scope=("timeout", 7))
+
+    assert check(Case(Flow((leaves, in_thread)), fault)) == []
+
+
 A_TICK = (Act((1,)),)
 URGENT_ITEMS = Flow(
     (

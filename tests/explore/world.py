@@ -813,15 +813,21 @@ async def _caller(world: World, run: int, fault: Fault) -> None:
     world.unfinished -= 1
     if not world.unfinished:
         if world.left:
+            await _outlive_cancellation()
             await asyncio.gather(*world.left, return_exceptions=True)
         left = loop.leftovers(world.callers)
         if left:
             world.violations.append(f"after the run there is {left}")
-        with suppress(asyncio.CancelledError):  # before 3.13, `uncancel` does not take it back
-            await asyncio.sleep(0)
+        await _outlive_cancellation()
         while any(call.was_abandoned for call in world.live.values()):
             await asyncio.sleep(TICK_S)
         loop.stop()
+
+
+async def _outlive_cancellation() -> None:
+    """Let a cancellation arrive, which `uncancel` does not take back before Python 3.13."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
 
 
 async def _scoped(world: World, work: Awaitable[RunReport], kind: str, ticks: int) -> None:
