@@ -366,6 +366,61 @@ print(json.dumps([imported, loaded()]))
     assert len([name for name in imported if len(MODULES[name].body) > 1]) <= MOST_MODULES
 
 
+ON_DEMAND = {
+    ("_core.pools.pool", "asyncflow._core.pools.keys"),  # few pools have keys, or are shared
+    ("_core.pools.pool", "asyncflow._core.pools.shares"),
+    ("_core.pipeline.signal", "asyncflow.journal._codec.signal_types"),  # it takes an extra
+    ("_policies.notes", "asyncflow._policies.attachments"),  # few steps attach anything
+    ("_policies.permits", "asyncflow._policies.pool_sharing"),  # few pools are shared
+    ("_policies.permits", "asyncflow._policies.workers"),  # most permits are those of a pool
+    ("_policies.workers", "multiprocessing"),  # slow, and threads don't need it
+    ("_runtime.handle", "asyncflow._core.pipeline.signal"),  # few runs wait for one
+    ("journal._database.machine", "ctypes"),  # slow, and needed on a Mac only
+    ("journal._postgres", "asyncflow.journal._database.postgres"),  # it takes an extra
+}
+"""What modules that a plain run does not load import inside a function all the same."""
+
+INSIDE = [["_core"], ["_kernel"], ["_policies"], ["_runtime"], ["_views"], ["events"], ["journal"]]
+"""The packages whose modules import at their top."""
+
+STARTS_FAST = {"_policies.attempt_notes", "_policies.worker_process"}
+"""Modules of the program of a worker process, whose imports each attempt waits for."""
+
+
+@pytest.mark.process
+def test_an_import_inside_a_function_is_of_what_a_plain_run_does_not_need() -> None:
+    """Only the modules that each run loads put imports off: the others are not loaded in vain.
+
+    A command or an adapter may, since its users have asked for what it loads.
+    """
+    script = "import sys, asyncflow; print(*sys.modules)"
+    plain = set(printed_by(script).split())
+    late = {
+        (module.removeprefix("asyncflow."), imported)
+        for module in MODULES
+        if module.split(".")[1:2] in INSIDE
+        for imported in imported_late_by(MODULES[module])
+        if imported.partition(".")[0] in {"asyncflow"} | sys.stdlib_module_names
+        if imported in plain or module not in plain
+    }
+
+    assert {edge for edge in late if edge[0] not in STARTS_FAST} == ON_DEMAND
+
+
+def imported_late_by(tree: ast.Module) -> Iterator[str]:
+    """Return the modules that functions import."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module is not None
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield from (name if name in MODULES else node.module for name in inner)
+
+
 @pytest.mark.process
 def test_a_run_imports_nothing_once_its_first_action_is_called() -> None:
     """An import would count as the time of a step, and hold up all others."""

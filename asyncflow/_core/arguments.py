@@ -21,6 +21,9 @@ from asyncflow._core.errors import ActionNotAwaitableError, OutputNotAwaitedErro
 from asyncflow._core.record import record
 from asyncflow._core.text import safe_text
 
+if sys.version_info >= (3, 14):
+    from annotationlib import Format
+
 AttributeValue: TypeAlias = str | int | float | bool
 """What an attribute of a run may be. Types count: ``1``, ``1.0``, ``True`` and ``"1"`` differ."""
 
@@ -304,8 +307,6 @@ def python_signature(function: Callable[..., Any]) -> inspect.Signature:
     Since 3.14, Python evaluates annotations when they are asked for, and these can't be.
     """
     if sys.version_info >= (3, 14):  # pragma: no cover
-        from annotationlib import Format
-
         return inspect.signature(function, annotation_format=Format.FORWARDREF)
     return inspect.signature(function)  # pragma: no cover
 

@@ -8,7 +8,9 @@ least two bytes, a text its length.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from array import array
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -83,8 +85,6 @@ def safe_repr(value: object) -> str:
 
 def _field_names(cls: Any) -> tuple[str, ...] | None:
     if hasattr(cls, "__dataclass_fields__"):
-        import dataclasses  # the class has imported it
-
         return tuple(field.name for field in dataclasses.fields(cls))
     if hasattr(cls, "__struct_fields__"):
         return tuple(cls.__struct_fields__)
@@ -157,8 +157,6 @@ def _left_after_many(values: Sequence[Any], left: int, found: _Found) -> int:
             size += sum(map(len, chain.from_iterable(values)))
             return _left_after(chain.from_iterable(map(dict.values, values)), left - size, found)
     if kinds == {int}:
-        from array import array  # it takes a while to import, and few values need it
-
         with suppress(OverflowError):
             array("q", values)
             return left

@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from xml.parsers import expat
 
 from asyncflow._core.value_size import extent
 
@@ -186,8 +187,6 @@ def _check(name: str, media_type: str, content: bytes) -> None:
 
 def _parse_svg(text: str) -> None:
     """Check that a text is an SVG image, whatever it does: displays keep it from doing anything."""
-    from xml.parsers import expat  # few need it
-
     if not _is_svg(text):
         raise ValueError("it has no <svg>")
     try:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
@@ -251,8 +252,6 @@ def _checksum_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
 
     It is the same in each process.
     """
-    import json  # few runs need it
-
     try:
         text = json.dumps([args, kwargs], sort_keys=True, default=_no_json)
     except Exception:  # the user's objects may raise anything, and values may contain themselves

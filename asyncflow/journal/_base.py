@@ -68,6 +68,7 @@ from asyncflow.journal._codec.payloads import CODECS, Codec
 from asyncflow.journal._codec.signal_types import admits, payload_of, schema_of_signal
 from asyncflow.journal._database.machine import is_void, this_owner, this_process
 from asyncflow.journal._database.sql import LARGEST, virtual_now
+from asyncflow.journal._read.export import export_run
 from asyncflow.journal._read.overviews import Overviews
 from asyncflow.journal._read.queries import (
     UNFINISHED,
@@ -406,10 +407,6 @@ class SQLJournal:
         """
         await self._check_id(run_id)
         await self._read(self._lists.check_exists, run_id)
-        from asyncflow.journal._read.export import (
-            export_run,  # it makes a journal, as this module does
-        )
-
         await self._read(export_run, self._reading, self._lists, run_id, os.fspath(path))
 
     async def compare(self, run_id: str, baseline: str) -> RunComparison:

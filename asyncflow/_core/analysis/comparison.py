@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -310,8 +311,6 @@ class RunComparison:
         Args:
             indent: How many spaces to indent each level by; ``None`` (the default) for one line.
         """
-        import json  # few programs need it
-
         document = {
             "run": _run_to_json(self.run),
             "baseline": _run_to_json(self.baseline),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -61,16 +62,12 @@ class RemoteOutput:
 
     def to_payload(self) -> Payload:
         """Return what a journal stores of it: its size and place."""
-        import json  # few runs need it
-
         place = {"engine": self.engine, "worker": self.worker, "size": self.size}
         return Payload(_CODEC, json.dumps(place).encode())
 
     @classmethod
     def from_payload(cls, payload: Payload) -> RemoteOutput:
         """Return the copy for which a payload stands."""
-        import json
-
         return cls(**json.loads(payload.data))
 
     def __reduce__(self) -> Any:

@@ -16,6 +16,9 @@ from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 from asyncflow._core.pipeline.graph import ForwardOutputs
 from asyncflow._core.pipeline.step import WorkflowStep, inputs_mapped_over, taker_of
 
+if sys.version_info >= (3, 14):
+    from annotationlib import Format, get_annotations
+
 
 def output_type(step: WorkflowStep) -> Any:
     """Return the type of a step's output; for a mapped step, that of one item."""
@@ -104,8 +107,6 @@ def _annotations_one_by_one(function: Callable[..., Any]) -> dict[str, Any]:
     known = getattr(inspect.unwrap(function), "__globals__", {})
     types = {}
     if sys.version_info >= (3, 14):  # pragma: no cover
-        from annotationlib import Format, get_annotations
-
         annotations = get_annotations(function, format=Format.FORWARDREF)
     else:  # pragma: no cover
         annotations = function.__annotations__

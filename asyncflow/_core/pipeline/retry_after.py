@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
 
 from asyncflow._core.text import safe_text
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 _BUSY = (429, 503)
 
@@ -104,9 +103,6 @@ def _number(text: str) -> float:
 
 
 def _date(text: str) -> datetime:
-    from datetime import UTC  # few answers have a date, and the import takes a while
-    from email.utils import parsedate_to_datetime
-
     date = parsedate_to_datetime(text)
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date
 

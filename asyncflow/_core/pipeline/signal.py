@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
+import json
 import math
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -39,6 +40,7 @@ from typing import (
     is_typeddict,
     overload,
 )
+from zlib import crc32
 
 from asyncflow._core.arguments import is_async
 from asyncflow._core.errors import MissingExtraError
@@ -222,9 +224,6 @@ def asks_of(signals: Mapping[str, Any], deadlines: Mapping[str, float]) -> int:
     ``signals`` are the schemas of its signals by name, and ``deadlines`` those that they have, in
     milliseconds.
     """
-    import json  # a pipeline without signals needs neither
-    from zlib import crc32
-
     asked = [signals, {name: float(deadlines[name]) for name in deadlines}]
     return crc32(json.dumps(asked, sort_keys=True).encode())
 

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
@@ -30,8 +31,6 @@ class CachedResult(NamedTuple):
 
 def cache_key(pipeline: str, step: WorkflowStep, arguments: Mapping[str, Payload]) -> str:
     """Return the key of a call: two calls have the same one only if they are equal."""
-    import hashlib  # OpenSSL takes long to load, and few steps have a key
-
     digest = hashlib.sha256()
     parts = [pipeline.encode(errors="surrogatepass"), step.name.encode(errors="surrogatepass")]
     parts.append(step.version.encode(errors="surrogatepass"))
