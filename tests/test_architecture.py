@@ -338,7 +338,7 @@ def printed_by(script: str) -> str:
     return done.stdout
 
 
-MOST_MODULES = 38 if sys.version_info >= (3, 12) else 39
+MOST_MODULES = 39 if sys.version_info >= (3, 12) else 40
 """How many modules of asyncflow a plain run may load: what few runs need is loaded with that.
 
 The `__init__` of a room is a docstring, and not counted.

@@ -26,7 +26,7 @@ from typing import Any
 from asyncflow._core.arguments import checked_awaitable, refuse_unawaited, reject_awaitable
 from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.running.context import AttemptExtras, enter_attempt
-from asyncflow._core.running.scheduler import AfterFailure
+from asyncflow._core.running.deadlines import AfterFailure
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import (
     FAILURES,

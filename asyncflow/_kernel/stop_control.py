@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from asyncflow._core.errors import TimeoutKind
-from asyncflow._core.running.scheduler import ROUNDING_MS
+from asyncflow._core.running.deadlines import ROUNDING_MS
 from asyncflow._kernel.asyncio_compat import TIMER_SLACK_S, forget_cancels, running_task
 from asyncflow._kernel.run_scope import Host, RunScope
 from asyncflow._kernel.watchdog import GRACE_S, Watchdog

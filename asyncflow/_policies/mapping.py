@@ -39,7 +39,7 @@ from asyncflow._core.history.results import StepStatus, outputs_of, with_note
 from asyncflow._core.pipeline.graph import maker_of
 from asyncflow._core.pipeline.step import WorkflowStep, tolerates
 from asyncflow._core.running.chains import ItemQueue
-from asyncflow._core.running.scheduler import ROUNDING_MS
+from asyncflow._core.running.deadlines import ROUNDING_MS
 from asyncflow._core.running.step_runs import ItemEnd
 from asyncflow._core.text import describe_error
 from asyncflow._core.tracebacks import strip_internal_frames

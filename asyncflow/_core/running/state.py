@@ -51,7 +51,8 @@ from asyncflow._core.history.results import (
     run_facts,
 )
 from asyncflow._core.pipeline.graph import Plan
-from asyncflow._core.running.scheduler import AdmissionQueue, Deadlines, Readiness
+from asyncflow._core.running.deadlines import Deadlines
+from asyncflow._core.running.scheduler import AdmissionQueue, Readiness
 from asyncflow._core.running.step_runs import Phase, StepRuns
 
 if TYPE_CHECKING:

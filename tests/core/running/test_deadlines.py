@@ -13,7 +13,7 @@ from asyncflow import (
     WorkflowStep,
 )
 from asyncflow._core.pipeline.graph import plan
-from asyncflow._core.running.scheduler import Limit
+from asyncflow._core.running.deadlines import Limit
 from asyncflow._core.running.state import RunState
 from asyncflow.events import AttemptFailed, AttemptStarted, RunStarted
 

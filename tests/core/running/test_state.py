@@ -885,8 +885,8 @@ def test_100_000_steps_fold_in_linear_time(
 
 
 # Of the mutants that mutmut makes of `_core.running.state`, `_core.running.scheduler`,
-# `_core.running.step_runs` and `_core.pipeline.graph`, these survive the tests of the core, since
-# no visible result depends on the difference:
+# `_core.running.deadlines`, `_core.running.step_runs` and `_core.pipeline.graph`, these survive
+# the tests of the core, since no visible result depends on the difference:
 #
 # - `RunState.__init__` with `None` for `_interrupted`, and `_on_run_interrupted` with `None` for
 #   `exempt_cleanups`, which are only tested for truth.
