@@ -44,11 +44,13 @@ _FIRST_OF_KEY = (
     "(SELECT h.run_id FROM queued h WHERE h.pipeline = {of}.pipeline AND h.key = {of}.key "
     "ORDER BY h.due_at, h.seq LIMIT 1)"
 )
+# In this order: most runs that have a key for long must be continued, whoever has their lease, and
+# SQLite asks Python whether a lease is valid.
 _HOLDER = (
     "(SELECT r.run_id FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id "
     "WHERE r.run_id = k.run_id AND r.key = k.key AND r.pipeline = k.pipeline "
-    f"AND (NOT {FREE} OR ({CONTINUES} AND NOT {QUEUED} "
-    "AND (l.cancel_token IS NULL OR l.cancel_token <> l.token))))"
+    f"AND (({CONTINUES} AND (l.cancel_token IS NULL OR l.cancel_token <> l.token) "
+    f"AND NOT {QUEUED}) OR NOT {FREE}))"
 )
 """The run that has a key ``k``, as far as SQL can tell; ``NULL`` if the key is free."""
 _HAS_PROCESS = f"EXISTS (SELECT 1 FROM leases l WHERE l.run_id = k.run_id AND NOT {FREE})"

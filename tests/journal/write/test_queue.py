@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,11 @@ from asyncflow import (
     WorkflowStep,
     resume_all,
 )
-from asyncflow.journal import QueueStats, WaitsFor
+from asyncflow.journal import QueueStats, SQLiteJournal, WaitsFor
+from asyncflow.journal._database.machine import LeaseClock
+from asyncflow.journal._database.sqlite import SQLite
+from asyncflow.journal._write.queue import Queue
+from asyncflow.journal._write.store import Store
 
 
 async def sync(pause_s: float = 1.0) -> float:
@@ -60,6 +66,36 @@ async def test_one_run_a_key_is_due_the_one_that_was_due_first_first(journal: An
     assert await due(journal) == ["free", "b1"]
     found = await journal._due_to_start(["work"], 10)
     assert found.next_s == pytest.approx(86_400, abs=10)
+
+
+async def test_a_poll_asks_for_no_lease_of_a_run_that_has_a_key_until_it_has_ended(
+    tmp_path: Path,
+) -> None:
+    asked: list[float] = []
+
+    def wall_s() -> float:
+        asked.append(time.time())
+        return asked[-1]
+
+    path = str(tmp_path / "journal.db")
+    database = SQLite(path, "FULL", 1.0, LeaseClock("machine", "boot", "", wall_s, time.monotonic))
+    async with SQLiteJournal(path) as journal:
+        holders = [
+            asyncio.create_task(work(journal, run_id=key, key=key).run(pause_s=3600))
+            for key in "abc"
+        ]
+        while len(await journal.runs("RUNNING")) < 3:
+            await asyncio.sleep(0)
+        for key in "abc":
+            await work(journal).enqueue(run_id=f"behind {key}", key=key)
+
+        found, early = Queue(Store(database)).due(time.time() + 1, ["work"], 10, ())
+
+        assert (found.runs, early, asked) == ([], [], [])
+        for holder in holders:
+            holder.cancel()
+        await asyncio.wait(holders)
+    database.close()
 
 
 @in_virtual_time
