@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -278,6 +280,58 @@ def names_of(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names.update(alias.asname or alias.name for alias in node.names)
     return names
+
+
+def drawn() -> list[str]:
+    """Return the packages and rooms on the map of ARCHITECTURE.md, in its order."""
+    page = (PACKAGE.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    package, found = "", list[str]()
+    for line in page.partition("```text\n")[2].partition("```")[0].splitlines():
+        indent, names = re.findall(r"^( *)(\w+(?: · \w+)*)", line)[0]
+        if line.startswith("  ground floor "):
+            continue
+        found += [f"{package}.{name}" if indent else name for name in names.split(" · ")]
+        if not indent:
+            package = names.partition(" · ")[0]
+    return found
+
+
+def test_the_map_has_each_package_and_each_room() -> None:
+    modules = [name.split(".")[1:] for name in MODULES if name != "asyncflow"]
+    packages = {".".join(path[:-1]) for path in modules} - {""}
+    at_the_top = {path[0] for path in modules if len(path) == 1}
+
+    assert sorted(drawn()) == sorted(packages | at_the_top)
+
+
+def test_each_private_package_says_what_is_in_it_what_it_may_import_and_what_calls_it() -> None:
+    packages = {name.rpartition(".")[0] for name in MODULES} & MODULES.keys()
+    texts = {
+        name: " ".join((ast.get_docstring(MODULES[name]) or "").split())
+        for name in packages
+        if "._" in name
+    }
+
+    assert not [name for name, text in texts.items() if " may import " not in text]
+    assert not [name for name, text in texts.items() if len(re.findall(r"\.(?= |$)", text)) < 3]
+
+
+def test_the_map_has_the_order_of_the_import_contracts() -> None:
+    with (PACKAGE.parent / "pyproject.toml").open("rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    for contract in contracts:
+        if contract["type"] != "layers":
+            continue
+        within = contract.get("containers", ["asyncflow"])[0].removeprefix("asyncflow.")
+        prefix = "" if within == "asyncflow" else f"{within}."
+        layers = [
+            {prefix + name.strip().removeprefix("asyncflow.") for name in re.split("[|:]", layer)}
+            for layer in contract["layers"]
+        ]
+        heights = [at for name in drawn() for at, layer in enumerate(layers) if name in layer]
+
+        assert heights == sorted(heights), contract["name"]
+        assert len(heights) > 1, contract["name"]
 
 
 def imported_by(statement: str) -> set[str]:

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^ *```python\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 NEW = {"least_ms", "least_times", "LeastTimes", "AttemptProlonged"}
 """What its examples add."""
+STANDARD = {("Task", "cancelling")}
+"""Methods of the standard library that the pages name."""
 FUNCTIONS = {"test_a_late_value_is_not_a_success", "test_each_policy_is_passed_on"}
 """Tests that it names, in no module of that name."""
 
@@ -42,15 +44,28 @@ def test_the_three_examples_name_files_and_names_that_exist() -> None:
         elif "/" in text or text.endswith(".md"):
             found = (ROOT / text).exists()
         elif owner:
-            source = next((each for each in sources if re.search(rf"class {owner}\b", each)), "")
-            defined = rf"def {member}\b|\b{member}:|self\.{member}\b"
-            found = member in NEW or re.search(defined, source) is not None
+            found = member in NEW or is_defined(owner, member, sources)
         else:
             found = set(re.findall(r"[A-Za-z_]\w+", text)) <= known | NEW
         if not found:
             missing.add(text)
 
     assert missing == set()
+
+
+def is_defined(owner: str, member: str, sources: list[str]) -> bool:
+    source = next((each for each in sources if re.search(rf"^class {owner}\b", each, re.M)), "")
+    return re.search(rf"def {member}\b|\b{member}:|self\.{member}\b", source) is not None
+
+
+def test_each_method_on_the_way_of_a_step_exists() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "asyncflow").rglob("*.py")]
+    named = set(re.findall(r"`([A-Z][A-Za-z]+)\.([a-z_]+)`", page))
+
+    undefined = {(owner, name) for owner, name in named if not is_defined(owner, name, sources)}
+    assert not undefined - STANDARD
+    assert len(named) > 20
 
 
 def test_each_file_and_module_of_tests_that_the_two_pages_name_exists() -> None:

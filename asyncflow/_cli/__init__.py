@@ -1,4 +1,8 @@
-"""The command line: the group of all commands, and ``asyncflow completion``."""
+"""The command line: the group of all commands, and ``asyncflow completion``.
+
+Each command has a module, which is loaded when it is called. They may import everything but the
+examples. `asyncflow.__main__` calls the group.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,5 @@
-"""What every display of a run shows, without any of their extras."""
+"""What every display of a run shows, without any of their extras.
+
+It may import the core. The terminal, pages, notebooks, log records, spans and the command line call
+it, and decide nothing of that by themselves.
+"""

@@ -12,6 +12,9 @@ A page of the events says more than a report knows, such as which line blocked t
     Path("run.html").write_text(to_html(events), encoding="utf-8")
 """
 
+# A model of the page, and templates that place it. They may import the views and the core. A
+# report calls it when it is asked for its page, and so do the browser pages and the command line.
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping

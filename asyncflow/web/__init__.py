@@ -14,6 +14,10 @@ The pages read only the journal, so the runs may be in any process. Cancelling a
 the journal too. A run that is resumed from its page runs in this process.
 """
 
+# One module a page, and the routes to them. They may import the journal, the report's page, the
+# views and the core, and not the driver: the caller hands over pipelines. The command `ui` calls
+# it, and whatever mounts `app`.
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
