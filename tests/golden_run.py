@@ -11,6 +11,7 @@ from dataclasses import replace
 from asyncflow import RestoredOutput, RunReport, RunStatus, StepStatus, StepTimeoutError
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.results import REDACTED
+from asyncflow._core.history.stored_report import report_from
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -156,4 +157,4 @@ def golden_report(count: int = len(GOLDEN)) -> RunReport:
         else event
         for event in GOLDEN[:count]
     ]
-    return StoredRun.with_log(stored).report(lambda step, payload: payload)
+    return report_from(StoredRun.with_log(stored), lambda step, payload: payload)

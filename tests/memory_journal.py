@@ -135,8 +135,8 @@ class MemoryJournal:
                 raise RunAlreadyActiveError(before, "this process", "wait", key=key[1])
             self.keys[key] = run_id
         stored = StoredRun.with_log(self.stored.get(run_id, ()))
-        stored.checkpoints = dict(self.saved.get(run_id, {}))
-        stored.calls = {key: {*names} for key, names in self.called.get(run_id, {}).items()}
+        stored.journal.checkpoints = dict(self.saved.get(run_id, {}))
+        stored.journal.calls = {key: {*names} for key, names in self.called.get(run_id, {}).items()}
         result = read(stored)
         session = self.open_sessions[run_id] = self.session(self, run_id)
         return session, result

@@ -52,6 +52,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.report import RunReport
 from asyncflow._core.history.results import REDACTED, RestoredOutput, RunStatus
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._core.text import escape_controls
 from asyncflow._core.tracebacks import format_error
 from asyncflow._core.value_size import safe_repr
@@ -265,7 +266,8 @@ def _report_of(events: Iterable[Event]) -> RunReport:
             text = RestoredOutput(safe_repr(event.output))
             event = replace(event, output=REDACTED if event.step in secret else text)
         shown.append(event)
-    return StoredRun.with_log(shown).report(lambda _, payload: payload, lambda _, value: value)
+    run = StoredRun.with_log(shown)
+    return report_from(run, lambda _, payload: payload, lambda _, value: value)
 
 
 # The end of a run.

@@ -121,7 +121,7 @@ def _lines(row: _Row, columns: Columns, console: Console, theme: Theme) -> Itera
 def asked_lines(view: RunView, console: Console, answered: Collection[str] = ()) -> Iterator[Text]:
     """Yield what each signal asks for which a run waits: with its type, since and until when."""
     for step in view.waiting:
-        kind = type_of_signal(view.signals.get(step.name, {})) or "a value"
+        kind = type_of_signal(view.signals.schemas.get(step.name, {})) or "a value"
         times = f"since {local_moment_text(step.waiting_since or 0.0)}"
         if step.waiting_until is not None:
             times += f", until {local_moment_text(step.waiting_until)}"

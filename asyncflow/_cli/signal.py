@@ -109,6 +109,6 @@ async def _list(journal: str, run: str) -> None:
     write_lines([*asked_lines(view, console, answered)] if waiting else [], console)
     for step in waiting:
         if step.name not in answered:
-            schema = view.signals.get(step.name, {})
+            schema = view.signals.schemas.get(step.name, {})
             command = answer_command(record.run_id, step.name, schema, journal_named(journal))
             click.echo(escape_controls(f"To answer {step.name}: {command}"))

@@ -107,11 +107,11 @@ class Waits(Policy):
         self._now_ms = scope.run_context.now_ms
         self._wall_s = wall_clock()
         snapshot = scope.start.snapshot
-        self._before = {} if snapshot is None else dict(snapshot.replay.waits)
+        self._before = {} if snapshot is None else dict(snapshot.replay.signals.waits)
         """The waits of earlier segments, by step."""
-        self._asked = {} if snapshot is None else snapshot.replay.asked
+        self._asked = {} if snapshot is None else snapshot.replay.signals.all_schemas
         """The schemas of signals that versions of the pipeline have asked for, by step."""
-        sent = {} if snapshot is None else snapshot.replay.sent
+        sent = {} if snapshot is None else snapshot.replay.signals.sent
         self._sent: dict[str, SignalAnswer | None] = {
             name: answer for name, answer in sent.items() if answer is not None
         }

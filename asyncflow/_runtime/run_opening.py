@@ -18,7 +18,7 @@ from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.report import RunReport
 from asyncflow._core.history.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
 from asyncflow._core.history.resume import rerun, resume, valid_checkpoints
-from asyncflow._core.history.stored_log import OutputReader, log_of
+from asyncflow._core.history.stored_report import OutputReader, log_of, report_from
 from asyncflow._core.pipeline.annotations import input_types
 from asyncflow._core.pipeline.fingerprint import fingerprints_of
 from asyncflow._core.pipeline.graph import OutputTypes, Plan
@@ -192,7 +192,7 @@ class _RunOpening:
                     f"has passed without the input {name!r}, and would run again with this value; "
                     "leave the input out for the report of the run, or use another run id",
                 )
-            if stored.has_all(request.plan.index):
+            if request.plan.index.keys() <= stored.steps.keys():
                 return self._report_of(stored, ran_nothing=True)
         if not (new or previews) and self._is_still_waiting(stored):
             return self._report_of(stored, ran_nothing=True)
@@ -205,29 +205,30 @@ class _RunOpening:
     def _is_still_waiting(self, stored: StoredRun) -> bool:
         """Whether nothing has come for a run that waits, so that there is nothing to do."""
         request = self._request
-        if stored.status is not RunStatus.WAITING or stored.must_stop or request.stays:
+        if stored.status is not RunStatus.WAITING or stored.journal.must_stop or request.stays:
             return False
-        if not stored.waits:  # it waits to start
+        signals, waits = stored.signals, stored.signals.waits
+        if not waits:  # it waits to start
             return False
         now_s = request.clock()
         return (
             not any(
-                name in stored.sent or (wait.until is not None and wait.until <= now_s)
-                for name, wait in stored.waits.items()
+                name in signals.sent or (wait.until is not None and wait.until <= now_s)
+                for name, wait in waits.items()
             )
             and request.plan.depends_on
             == {
                 name: step.depends_on
                 for name, step in stored.steps.items()
-                if name not in stored.missing_steps
+                if name not in stored.carryover.missing
             }
-            and asks_of(stored.signals, stored.signal_deadlines) == self._asked()[1]
+            and asks_of(signals.schemas, signals.deadlines) == self._asked()[1]
             and all(
-                stored.fingerprints.get(name) == fingerprint
+                stored.carryover.fingerprints.get(name) == fingerprint
                 for name, fingerprint in fingerprints_of(request.plan).items()
             )
             # A test may have put a fake in its place, which has the same fingerprint.
-            and all(request.plan.index[name] in request.plan.signals for name in stored.waits)
+            and all(request.plan.index[name] in request.plan.signals for name in waits)
         )
 
     def _asked(self) -> tuple[dict[str, Any], int]:
@@ -239,14 +240,14 @@ class _RunOpening:
         ``stored`` has resumed: what is void is not there any more.
         """
         plan, types = self._request.plan, self._request.types
-        for name, answer in stored.sent.items():
+        for name, answer in stored.signals.sent.items():
             if answer is None or name not in plan.index or plan.index[name] not in plan.signals:
                 continue
             try:
                 value_of_signal(self._journal, name, answer.payload, types[name])
             except PayloadError as error:
-                asked = stored.asked.get(name, ())
-                is_taken = stored.settled_step(name) is not None
+                asked = stored.signals.all_schemas.get(name, ())
+                is_taken = stored.carryover.settled_step(name) is not None
                 if is_taken or not is_for_another_version(
                     self._journal, types[name], answer.payload, asked
                 ):
@@ -264,15 +265,15 @@ class _RunOpening:
 
     def _report_of(self, stored: StoredRun, *, ran_nothing: bool = False) -> RunReport:
         decode, decode_input = self._decode_any_output, self._decode_any_input
-        return stored.report(decode, decode_input, ran_nothing=ran_nothing)
+        return report_from(stored, decode, decode_input, ran_nothing=ran_nothing)
 
     def _resume(self, stored: StoredRun) -> RunStart:
         request, plan = self._request, self._request.plan
-        missing = stored.missing_from(request.known_steps)
+        missing = stored.carryover.missing_from(request.known_steps)
         near = {
             name: nearest(name, request.known_steps)
             for name in missing
-            if name not in stored.missing_steps
+            if name not in stored.carryover.missing
         }
         if near and not request.allows_missing_steps:
             raise PipelineChangedError(stored.run_id, request.pipeline, near)
@@ -303,12 +304,13 @@ class _RunOpening:
         shown = redacted(inputs, secret)
         if stored.log is not None:
             slim = [step.name for step in plan.steps if not step.keep_outputs]
-            stored.log = log_of(stored.log, outputs, shown, stored.secret_steps(), slim)
+            stored.log = log_of(stored, stored.log, outputs, shown, slim)
         # An input that has become secret is reported once more, so that no view shows its value.
         now_secret = {*request.secret_inputs} - stored.secret_inputs
         added = {**dict.fromkeys(sorted(now_secret & stored.inputs.keys()), REDACTED), **added}
-        saved = valid_checkpoints(stored.checkpoints, event, plan)
-        called = valid_checkpoints(stored.calls, event, plan)
+        checkpoints, calls = stored.journal.checkpoints, stored.journal.calls
+        saved = valid_checkpoints(checkpoints, event, plan)
+        called = valid_checkpoints(calls, event, plan)
         return RunStart(
             inputs,
             bindings,
@@ -318,7 +320,7 @@ class _RunOpening:
             saved=saved,
             called=called,
             missing=near,
-            void=(stored.checkpoints.keys() - saved.keys()) | (stored.calls.keys() - called.keys()),
+            void=(checkpoints.keys() - saved.keys()) | (calls.keys() - called.keys()),
         )
 
     def _check_pipeline(self, stored: StoredRun, way_out: str = "use another run id") -> None:
@@ -362,7 +364,7 @@ class _RunOpening:
         """Return how a new run starts that reuses what is still valid of another one."""
         request, plan = self._request, self._request.plan
         self._check_pipeline(origin, "rerun it with that pipeline")
-        if origin.status is RunStatus.WAITING and not origin.waits:
+        if origin.status is RunStatus.WAITING and not origin.signals.waits:
             raise ValueError(
                 f"run {origin.run_id!r} waits to start, so there is nothing to reuse; start it, "
                 "or enqueue another one"
@@ -448,7 +450,7 @@ class _RunOpening:
     def _defaults_before(self, name: str, stored: StoredRun) -> Iterator[object]:
         """Yield the default of an input in each action and condition of a step the run has had."""
         for step in self._request.plan.steps:
-            if step.name in stored.fingerprints:
+            if step.name in stored.carryover.fingerprints:
                 if name in step.signature.names:
                     yield default_of(taker_of(step.action), name)
                 if step.when is not None and name in step.condition.names:

@@ -96,14 +96,14 @@ def item_value(view: RunView, step: StepView, item: int, most: int = _VALUE) -> 
 
 def _mapped_over(view: RunView, step: StepView) -> str:
     """Return what a step is mapped over; empty if it is not mapped."""
-    if step.name in view.map_over:
-        return view.map_over[step.name]
+    if step.name in view.carryover.map_over:
+        return view.carryover.map_over[step.name]
     found = _parameters(view, step)  # an older journal says it only here
     return "" if found is None else found.map_over
 
 
 def _parameters(view: RunView, step: StepView) -> Parameters | None:
-    stored = view.fingerprints.get(step.name)
+    stored = view.carryover.fingerprints.get(step.name)
     # An input over which the step is mapped may be the source of a parameter, as a step may.
     sources = (*step.depends_on, *view.shown_inputs)
     return None if stored is None else parameters_of(stored[0], sources)

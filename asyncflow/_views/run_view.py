@@ -104,8 +104,8 @@ class RunView(StoredRun):
 
     def pauses_at(self, now_ms: float) -> list[PoolPaused]:
         """Return the pauses of pools that have not ended at a moment of the run."""
-        pauses = self.pool_pauses.values() if self.is_running else ()
-        return [pause for pause in pauses if pause.until_ms > now_ms]
+        latest = {pause.pool: pause for _, pause in self.pauses} if self.is_running else {}
+        return [pause for pause in latest.values() if pause.until_ms > now_ms]
 
     def pool_pauses_until(self, now_ms: float) -> list[PoolPauses]:
         """Return when each pool was paused, up to a moment of the run.
@@ -184,7 +184,7 @@ class RunView(StoredRun):
     @property
     def is_queued(self) -> bool:
         """Whether the run waits to start."""
-        return self.status is RunStatus.WAITING and not self.waits
+        return self.status is RunStatus.WAITING and not self.signals.waits
 
     @property
     def ended_steps(self) -> int:
@@ -194,7 +194,7 @@ class RunView(StoredRun):
     @property
     def waiting(self) -> list[StepView]:
         """The steps that wait for a signal, in topological order."""
-        found = [self.steps[name] for name in self.waits if name in self.steps]
+        found = [self.steps[name] for name in self.signals.waits if name in self.steps]
         return [step for step in found if step.waiting_since is not None]
 
     def looks(self, *, has_died: bool = False) -> list[tuple[Look, int]]:

@@ -97,7 +97,7 @@ def to_html(
     if isinstance(run, RunReport):
         count_left_out(view, run)
         orphaned = orphaned or run.status is RunStatus.ORPHANED
-    if not resume and view.fingerprints:  # only a run with a journal has them
+    if not resume and view.carryover.fingerprints:  # only a run with a journal has them
         resume = command_of("resume", view.run_id, PLACEHOLDER, journal="JOURNAL")
     context = PageContext(
         said,

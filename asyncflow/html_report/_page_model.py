@@ -371,11 +371,11 @@ class PageModel:
 
     def signal_type(self, step: StepView) -> str:
         """Return the type of what a step waits for; empty if it is not known."""
-        return type_of_signal(self.view.signals.get(step.name, {}))
+        return type_of_signal(self.view.signals.schemas.get(step.name, {}))
 
     def answer_command(self, step: StepView) -> str:
         """Return the command that answers a step, as far as a page without a server knows it."""
-        schema = self.view.signals.get(step.name, {})
+        schema = self.view.signals.schemas.get(step.name, {})
         return answer_command(self.view.run_id, step.name, schema, "JOURNAL")
 
     def answered_outputs(self, step: StepView) -> tuple[list[StepView], str]:

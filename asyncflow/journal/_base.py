@@ -932,10 +932,10 @@ class SQLJournal:
     def _read_history(self, lease: Lease, read: Callable[[StoredRun], T]) -> T:
         committed = lease.committed
         run = self._reader.history(lease.run_id, committed) if committed else StoredRun()
-        run.must_stop = lease.cancel_reason is not None
-        lease.is_queued = run.status is RunStatus.WAITING and not run.waits
+        run.journal.must_stop = lease.cancel_reason is not None
+        lease.is_queued = run.status is RunStatus.WAITING and not run.signals.waits
         # Until the database has that the run continues, a value may take the place of an expiry.
-        lease.is_told = None in run.sent.values()
+        lease.is_told = None in run.signals.sent.values()
         return read(run)
 
     async def _cancel_waiting(self, run_id: str, reason: str) -> bool:

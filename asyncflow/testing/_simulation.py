@@ -31,6 +31,7 @@ from asyncflow._core.errors import HangError
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.report import RunReport
 from asyncflow._core.history.results import RunStatus, StepResult, StepStatus
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._core.pipeline.step import WorkflowStep
 from asyncflow._core.record import record, show, values_by_name
 from asyncflow._core.running.context import current_step
@@ -379,7 +380,7 @@ class _Simulator:
         if not self._log:
             return self._report_before_the_start(inputs)
         stored = StoredRun(event for event in self._log if not isinstance(event, tuple))
-        return stored.report(lambda _, output: output)
+        return report_from(stored, lambda _, output: output)
 
     def _report_before_the_start(self, inputs: dict[str, Any]) -> RunReport:
         """Return the report of a run that was cancelled before it began, with all its steps."""

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.errors import JournalError, RunNotFoundError
+from asyncflow._core.history.replay import AskedSignals
 from asyncflow._core.history.results import RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow._views.next_command import PLACEHOLDER, command_of
@@ -289,9 +290,10 @@ def _actions(
     can_resume, is_waiting = resumer.can_resume(record), record.status is RunStatus.WAITING
     needs_nothing = is_running or is_waiting or record.status is RunStatus.PASSED
     needs_pipeline = not needs_nothing and not can_resume
-    waits = view.waits if view is not None and record.status in UNENDED else ()
+    signals = AskedSignals() if view is None else view.signals
+    waits = signals.waits if record.status in UNENDED else ()
     # What this server's version of the pipeline takes: a run that waits asks for that then.
-    schemas = {**view.signals, **resumer.schemas(record.pipeline)} if view is not None else {}
+    schemas = {**signals.schemas, **resumer.schemas(record.pipeline)}
     return {
         "cancel": (is_running and not stops) or is_left or is_waiting,
         "resume": can_resume,

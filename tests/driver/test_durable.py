@@ -34,6 +34,7 @@ from asyncflow import (
 )
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.results import REDACTED, Payload
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -215,7 +216,7 @@ class TestResume:
 
         assert reused(again) == list(again) == ["a", "b", "c", "e", "d"]
         assert again["b"].rerun_reason is None
-        told = StoredRun(again.events()).report(lambda _, output: output)
+        told = report_from(StoredRun(again.events()), lambda _, output: output)
         assert told.results == again.results
         assert reused(await run.report("r")) == reused(passed) == ["a", "c"]
 
@@ -743,9 +744,9 @@ class TestInputs:
 
         inputs = {"x": RestoredOutput("redacted"), "y": 1}
         assert seen == [("hunter2", 1)] * 2
-        assert begun.report(decode).inputs == {"x": "hunter2", "y": 1}
+        assert report_from(begun, decode).inputs == {"x": "hunter2", "y": 1}
         assert received[0].inputs == {"x": RestoredOutput("redacted")}
-        for one in (report, StoredRun(journal.stored["r"]).report(decode)):
+        for one in (report, report_from(StoredRun(journal.stored["r"]), decode)):
             assert one.inputs == inputs
         for view in (RunView(report.events()), RunView(journal.stored["r"])):
             assert view.shown_inputs["x"] == RestoredOutput("redacted")
@@ -774,7 +775,7 @@ class TestInputs:
         assert "hunter" not in str(caught.value)
         for report in (third, fourth):
             assert report.inputs == {"x": RestoredOutput("redacted"), "y": 2}
-        assert StoredRun(journal.stored["r"]).report(decode).inputs == fourth.inputs
+        assert report_from(StoredRun(journal.stored["r"]), decode).inputs == fourth.inputs
 
     @pytest.mark.parametrize(
         ("first", "second", "is_same"),
@@ -926,7 +927,10 @@ class TestSecretOutputs:
         assert not first["login"].secret
 
         second = await run_pipeline(steps(secret=True), **options)
-        stored, view = StoredRun(journal.stored["r"]).report(decode), RunView(journal.stored["r"])
+        stored, view = (
+            report_from(StoredRun(journal.stored["r"]), decode),
+            RunView(journal.stored["r"]),
+        )
         third = await run_pipeline(steps(secret=False), **options)
 
         assert work.calls == {"login": 1, "use": 1, "fetch": 3, "tell": 2}
@@ -937,7 +941,7 @@ class TestSecretOutputs:
             assert {name for name, each in report.items() if each.secret} == {"login", "tell"}
             assert all(item.secret for item in report["tell"].items)
         # The current declaration counts: the journal still has the values.
-        for report in (third, StoredRun(journal.stored["r"]).report(decode)):
+        for report in (third, report_from(StoredRun(journal.stored["r"]), decode)):
             assert not report["login"].secret
             assert report["login"].output == "s3cret"
             assert report["tell"].output == ["s3cret 1", "s3cret 2"]
@@ -977,8 +981,8 @@ class TestMappedSteps:
         left = journal.died_after(start + 1)
         report = await run_pipeline(steps, fail_fast, journal=left, run_id="r", max_concurrency=1)
         assert isinstance(report["m"].items[2].error, StepCrashedError)
-        stored = StoredRun(left.stored["r"]).report(
-            lambda _, payload: left.decode("", payload, Any)
+        stored = report_from(
+            StoredRun(left.stored["r"]), lambda _, payload: left.decode("", payload, Any)
         )
         assert repr(stored["m"].error) == repr(report["m"].error)
 

@@ -35,6 +35,7 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._policies.workers import ThreadEnd
 from asyncflow.engines import RemoteOutput
 from asyncflow.events import (
@@ -261,7 +262,7 @@ async def test_an_attempt_that_ends_before_a_worker_begins_was_only_queued(event
     assert [round(each.started_ms) for each in history] == [200, 400, 400]
     assert [round(each.duration_ms) for each in history] == [0, 0, 50]
     assert (round(report["a"].queued_ms), round(report["a"].duration_ms)) == (400, 250)
-    assert StoredRun(events).report(lambda _, value: value)["a"].history == history
+    assert report_from(StoredRun(events), lambda _, value: value)["a"].history == history
 
 
 @counts_time
@@ -281,7 +282,7 @@ async def test_the_last_attempt_may_end_while_it_is_queued(events, fails):
     a = report["a"]
     assert a.status is (FAILED if fails else CANCELLED)
     assert (round(a.queued_ms), a.duration_ms) == (200 if fails else 0, 0.0)
-    stored = StoredRun(events).report(lambda _, value: value)["a"]
+    stored = report_from(StoredRun(events), lambda _, value: value)["a"]
     assert (stored.queued_ms, stored.started_ms) == (a.queued_ms, a.started_ms)
     assert stored.history == a.history
 

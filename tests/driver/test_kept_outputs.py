@@ -12,6 +12,7 @@ from memory_journal import MemoryJournal
 
 from asyncflow import Orchestrator, Pool, StepStatus, WorkflowStep, current_step, run_pipeline
 from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.stored_report import report_from
 
 MARK = "what an item has returned"
 HIDDEN = {"max_retries": 2, "secret": True}
@@ -162,7 +163,7 @@ async def test_a_resumed_run_keeps_the_outputs_that_its_pipeline_asks_for_now(ke
         report = await run_pipeline(
             *(steps, False), journal=journal, run_id="r", allow_missing_steps=True
         )
-        stored = StoredRun(journal.stored["r"]).report(lambda step, payload: MARK)
+        stored = report_from(StoredRun(journal.stored["r"]), lambda step, payload: MARK)
 
         assert (report["made"].left_out, stored["made"].left_out) == ((3, 3), (0, 0))[keep]
         assert len(report["made"].items) == len(stored["made"].items) == (0, 3)[keep]

@@ -33,6 +33,7 @@ from asyncflow import (
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.results import REDACTED, REDACTED_OUTPUT, Payload, visible_output
 from asyncflow._core.history.resume import resume
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._core.pipeline.graph import ForwardOutputs, plan
 from asyncflow._core.record import replace
 from asyncflow._core.running.state import RunState
@@ -319,7 +320,7 @@ class Execution:
     def check_stored_run(self):
         """The report of the stored run equals the report of the run."""
         stored = StoredRun(self.journal.stored[self.run_id])
-        assert_equal(stored.report(decode), self.report)
+        assert_equal(report_from(stored, decode), self.report)
         assert stored.status == self.received[-1].status
 
     def check_replay(self):
@@ -335,7 +336,7 @@ class Execution:
                 planned,
                 bindings=planned.bindings(self.pipeline.inputs.keys()),
                 new_inputs=(),
-                missing_steps=stored.missing_from(planned.index),
+                missing_steps=stored.carryover.missing_from(planned.index),
                 fail_fast=self.pipeline.options["fail_fast"],
                 wall_time=self.received[0].wall_time,
                 process=self.received[0].process,
@@ -447,7 +448,7 @@ def check_kept_outputs(report, steps):
     for event in report._history.events():
         if isinstance(event, StepSucceeded | ResultReused) and event.step in slim:
             assert event.output is None
-    for (name, _), step in report._history.folded().settled().items():
+    for (name, _), step in report._history.folded().carryover.settled().items():
         assert name not in slim or step.output is None, step
 
 
@@ -669,7 +670,7 @@ async def die_everywhere(pipeline, seed):
         left = journal.died_after(stored)
         if stored:
             so_far = left.stored[RUN_ID]
-            assert_shows(RunView(so_far), StoredRun(so_far).report(decode))
+            assert_shows(RunView(so_far), report_from(StoredRun(so_far), decode))
         again = await Execution(pipeline, left).run()
         executions += 1
         assert_same_end(again.report, whole, pipeline)
@@ -736,7 +737,7 @@ async def cancel_somewhere(pipeline, seed, *, through_journal):
                 break
             events = journal.stored.get(RUN_ID)
             if events:
-                StoredRun(events).report(decode)
+                report_from(StoredRun(events), decode)
         else:
             execution = await Execution(pipeline, journal).run()
             executions += 1

@@ -34,6 +34,7 @@ from asyncflow import (
 )
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.results import REDACTED, Payload
+from asyncflow._core.history.stored_report import report_from
 from asyncflow.events import (
     Event,
     ResultReused,
@@ -707,7 +708,7 @@ class TestParents:
             return report.run_id
 
         report = await run_pipeline([WorkflowStep("outer", outer)], journal=journal, run_id="r")
-        stored = StoredRun(journal.stored["child"]).report(lambda _, payload: payload)
+        stored = report_from(StoredRun(journal.stored["child"]), lambda _, payload: payload)
 
         assert report.parent == ""
         assert (stored.parent, stored.parent_step) == ("r", "outer")

@@ -21,6 +21,7 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._core.text import describe_error
 from asyncflow._views.run_view import RunView
 from asyncflow.testing import run_in_virtual_time
@@ -81,7 +82,7 @@ def failed_and_resumed(*, is_mapped=False):
 
 
 def stored_report(journal):
-    return StoredRun(journal.stored["r"]).report(lambda _, payload: json.loads(payload.data))
+    return report_from(StoredRun(journal.stored["r"]), lambda _, payload: json.loads(payload.data))
 
 
 def forms_of(journal, report):

@@ -32,6 +32,7 @@ from asyncflow import (
 )
 from asyncflow._core.errors import ResultRefusedError
 from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.stored_report import report_from
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -1683,7 +1684,7 @@ class _Run:
         stored = StoredRun([event for _, event, _, _ in self.log])
         report = self.report
         assert report is not None
-        again = stored.report(lambda _, payload: payload)
+        again = report_from(stored, lambda _, payload: payload)
         _require(stored.status == report.status, "replayed, the status is", stored.status)
         _require(again.stop_reason == report.stop_reason, "replayed:", again.stop_reason)
         _require([*again] == [*report], "replayed, the steps are", [*again])

@@ -42,6 +42,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.results import REDACTED, REDACTED_OUTPUT, Payload
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._core.record import replace
 from asyncflow.events import (
     AttemptStarted,
@@ -409,7 +410,7 @@ async def test_any_number_of_callers_read_a_passed_run_at_once(
     owner = await opened(first)
 
     def report(run: StoredRun) -> RunReport:
-        return run.report(lambda step, payload: payload)
+        return report_from(run, lambda step, payload: payload)
 
     for journal in (first, second):
         for wait in (False, True):
@@ -1395,7 +1396,7 @@ async def test_an_event_of_a_newer_version_is_reported_and_left_unchanged(
 async def saved_in(journal: Any, run_id: str = "r") -> dict[Any, Payload]:
     found: dict[Any, Payload] = {}
     session, _ = await journal.open(
-        run_id, wait=False, read=lambda stored: found.update(stored.checkpoints)
+        run_id, wait=False, read=lambda stored: found.update(stored.journal.checkpoints)
     )
     await session.close()
     return found

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from asyncflow import RunStatus
 from asyncflow._core.history.replay import StoredRun
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptStarted,
@@ -56,7 +57,7 @@ def text_of(html: str) -> str:
 def page(request: pytest.FixtureRequest) -> str:
     if request.param == "events":
         return to_html(RERUN)
-    return to_html(StoredRun.with_log(RERUN).report(lambda _, output: output))
+    return to_html(report_from(StoredRun.with_log(RERUN), lambda _, output: output))
 
 
 def test_a_page_says_what_is_reused(page: str) -> None:
@@ -78,7 +79,7 @@ def test_a_page_says_what_is_reused(page: str) -> None:
 
 def test_its_figures_are_those_of_the_other_run() -> None:
     view = RunView(RERUN)
-    report = StoredRun.with_log(RERUN).report(lambda _, output: output)
+    report = report_from(StoredRun.with_log(RERUN), lambda _, output: output)
 
     assert (view.parent, view.parent_step, view.rerun_of) == ("outer", "a step", "calm-otter")
     assert view.steps["fetch"].attempt_count == 4

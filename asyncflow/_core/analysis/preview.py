@@ -341,14 +341,14 @@ def _answered(
     if isinstance(event, RunStarted):
         return found  # what was sent to another run, and not used there
     for step in (plan.steps[at] for at in plan.signals):
-        wait, name = run.waits.get(step.name), step.name
+        wait, name = run.signals.waits.get(step.name), step.name
         if name in event.outdated:
             continue
-        if run.sent.get(name) is not None:
+        if run.signals.sent.get(name) is not None:
             found[name] = "its signal has come"
         elif step.deadline_ms is not None:
             # A step that has failed for that waits anew.
-            is_stored = name in run.sent and name not in event.unfinished
+            is_stored = name in run.signals.sent and name not in event.unfinished
             is_over = wait is not None and wait.since + step.deadline_ms / 1000 <= now_s
             if is_stored or is_over:
                 found[name] = "its deadline has expired"

@@ -167,7 +167,7 @@ class StepStatistics:
 def step_runs(run: StoredRun) -> dict[str, StepRun]:
     """Return how each step ended in a run, in topological order."""
     runs = {name: _run_of(step) for name, step in run.steps.items()}
-    if not run.is_orphaned:
+    if not run.journal.is_orphaned:
         return runs
     return {
         name: each._replace(outcome="ORPHANED") if each.outcome == "RUNNING" else each

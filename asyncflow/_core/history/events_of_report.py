@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.history.results import (
+    UNSETTLED,
     Attempt,
     RunStatus,
     SignalWait,
@@ -118,7 +119,7 @@ def _of_node(
 ) -> Iterator[StepEvent]:
     """Yield the attempts of a step or an item, and how it has ended."""
     at_ms, number = earliest_ms, 0
-    ends_with_last = result.status not in (StepStatus.PENDING, StepStatus.RUNNING)
+    ends_with_last = result.status not in UNSETTLED
     for attempt, later in pairwise([*attempts, None]):
         assert attempt is not None
         number, began_ms = attempt.number, max(attempt.started_ms, at_ms)

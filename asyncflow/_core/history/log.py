@@ -167,7 +167,7 @@ class History:
         """Return the replay of a run that has ended, without the outputs that are not kept."""
         run = self.folded()
         if self._slim:
-            run.drop_outputs(self._slim)
+            run.carryover.drop_outputs(self._slim)
         return run
 
     def _has_former(self, step: str, item: int) -> bool:
@@ -197,7 +197,7 @@ class History:
         else:
             run = self.folded()
             results = {name: step.to_result(run.at_ms) for name, step in run.steps.items()}
-            map_over = run.map_over
+            map_over = run.carryover.map_over
             if self.is_whole:  # a report may be kept for long, and the log is smaller
                 self._run, self._folded = None, 0
         if map_over:

@@ -23,21 +23,18 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from copy import copy
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from asyncflow import events
 from asyncflow._core.arguments import AttributeValue
-from asyncflow._core.errors import IllegalEventError, StepCrashedError
-from asyncflow._core.history.item_values import give_all
-from asyncflow._core.history.remote_output import RemoteOutput, is_remote
-from asyncflow._core.history.report import RunReport, with_events
+from asyncflow._core.errors import IllegalEventError
+from asyncflow._core.history.carryover import Carryover, crash_of
 from asyncflow._core.history.results import (
     ENDED,
     REDACTED,
     REDACTED_OUTPUT,
+    UNSETTLED,
     AttemptEnd,
     InterruptionCause,
     Key,
@@ -46,7 +43,6 @@ from asyncflow._core.history.results import (
     Segment,
     SignalAnswer,
     SignalWait,
-    StepResult,
     StepStatus,
     blocks_dependents,
     end_of,
@@ -54,43 +50,55 @@ from asyncflow._core.history.results import (
     run_facts,
 )
 from asyncflow._core.history.step_view import AttemptView, Block, StepView
-from asyncflow._core.history.stored_log import OutputReader, log_of
-from asyncflow._core.pipeline.graph import with_dependents
-from asyncflow._core.record import replace
-
-_Decode: TypeAlias = Callable[[str, Payload], Any]
-_UNSETTLED = (StepStatus.PENDING, StepStatus.RUNNING)
+from asyncflow._core.record import made_by, record, replace
 
 
-class PendingAttempts(NamedTuple):
-    """The attempts of a step, or of an item, that has started and not ended."""
+@record(frozen=False)
+class JournalFacts:
+    """What a journal knows of a run that no event says, as far as it has looked."""
 
-    latest: events.AttemptStarted
-    error: BaseException | None
-    """What it failed with: a `StepCrashedError` if it was interrupted."""
-    unfinished: int
-    """How many were interrupted."""
-    crashes: int
-    """How many of these had begun: one that was queued at an engine did not."""
-    failure: BaseException | None
-    """What the latest that finished failed with."""
+    is_orphaned: bool = False
+    """Whether its process is gone."""
+    must_stop: bool = False
+    """Whether it was asked to cancel the run."""
+    checkpoints: dict[Key, Payload] = made_by(default_factory=dict)
+    """The checkpoints of steps and items."""
+    calls: dict[Key, set[str]] = made_by(default_factory=dict)
+    """The names of the calls of which it has what they returned."""
 
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether the latest attempt did not finish: its process died, or its journal failed."""
-        return isinstance(self.error, StepCrashedError)
 
-    @property
-    def last_error(self) -> BaseException | None:
-        """What the next attempt can ask for: see `StepContext.last_error`."""
-        if self.failure is None or not self.is_interrupted:
-            return self.error
-        try:
-            last_error = copy(self.failure)  # in the history it has no context
-            last_error.__context__ = self.error
-        except Exception:  # it was never stored, and refuses to be copied
-            return self.failure
-        return last_error
+class AskedSignals:
+    """The signals of a run: what it asks for, and what has come.
+
+    ``schemas`` are those of the types that its latest segment asks for, by signal, and
+    ``deadlines`` when it no longer does. ``waits`` are the latest events of the steps that wait,
+    with the times at which the waits began.
+    """
+
+    def __init__(self) -> None:
+        self.schemas: Mapping[str, Any] = {}
+        self.deadlines: Mapping[str, float] = {}
+        self.waits: dict[str, events.StepWaiting] = {}
+        self.sent: Mapping[str, SignalAnswer | None] = {}
+        """What a journal has received by name; ``None`` for a deadline that has expired."""
+        self.all_schemas: dict[str, list[Any]] = {}
+        """The schemas that a signal has had in any segment, by its name."""
+
+    def ask(self, event: events.RunStarted | events.RunResumed) -> None:
+        """Note what a segment that begins asks for."""
+        self.schemas, self.deadlines = event.signals, event.signal_deadlines
+        for name, schema in event.signals.items():
+            known = self.all_schemas.setdefault(name, [])
+            if schema not in known:
+                known.append(schema)
+
+    def wait(self, event: events.StepWaiting) -> events.StepWaiting:
+        """Note that a step waits, and return the event as of the time at which its wait began."""
+        before = self.waits.get(event.step)
+        if before is not None and before.since == event.since:  # it began earlier
+            event = replace(event, at_ms=before.at_ms)
+        self.waits[event.step] = event
+        return event
 
 
 class StoredRun:
@@ -101,12 +109,9 @@ class StoredRun:
     ``started`` is the first event, if the replay began with it, and ``at_ms`` the time of the
     latest. ``status`` is ``RUNNING`` until its latest segment has ended; ``stop_reason`` says why
     the run stops before, and ``cause`` what interrupted it. ``steps``, ``tiers`` and ``counts`` are
-    those of the latest segment, in topological order; ``dependencies``, ``fingerprints`` and
-    ``map_over`` are the latest of each step of any segment.
-    ``without_items`` says that the history lacks the events of items.
-    ``secret_inputs`` are the names of those that must not be shown.
-    ``waits`` are the latest events of the steps that wait for a signal, with the times at which the
-    waits began.
+    those of the latest segment, in topological order, and ``carryover`` has what earlier ones left.
+    ``without_items`` says that the history lacks the events of items. ``secret_inputs`` are the
+    names of those that must not be shown.
     """
 
     def __init__(
@@ -116,11 +121,15 @@ class StoredRun:
         self.run_id = self.pipeline = ""
         self.parent = self.parent_step = self.rerun_of = self.label = self.key = ""
         self.attributes: Mapping[str, AttributeValue] = {}
+        self.journal = JournalFacts()
+        self.log: list[Any] | None = None
+        """All its events, if a caller has kept them for the report of the run."""
         self.segments: list[Segment] = []
         self.at_ms = 0.0
+        self.limited_from_ms = 0.0
+        """From when on its deadline counts: when it began, or began anew, and as much later as
+        nothing ran while it waited."""
         self.status = RunStatus.RUNNING
-        self.is_orphaned = False
-        """Whether its process is gone, if a journal has looked; no event tells."""
         self.stop_reason: str | None = None
         self.cause: InterruptionCause | None = None
         self.was_interrupted = self.was_stopping = False
@@ -129,51 +138,13 @@ class StoredRun:
         self.steps: dict[str, StepView] = {}
         self.tiers: list[list[str]] = []
         self.counts: Counter[StepStatus] = Counter()
-        self.passed_steps: frozenset[str] = frozenset()
-        """The steps that the run had when it last passed: their results are final."""
-        self.dependencies: dict[str, tuple[str, ...]] = {}
-        self.fingerprints: dict[str, tuple[str, str]] = {}
-        self.map_over: dict[str, str] = {}
+        self.carryover = Carryover(self.steps)
         self.inputs: dict[str, Any] = {}
         self.secret_inputs: set[str] = set()
-        self.missing_steps: Mapping[str, tuple[str, ...]] = {}
-        """The steps that its latest segment skips, since its pipeline does not have them."""
-        self.waits: dict[str, events.StepWaiting] = {}
-        self.signals: Mapping[str, Any] = {}
-        """The signals of its latest segment, each with the JSON schema of its type."""
-        self.signal_deadlines: Mapping[str, float] = {}
-        """Their deadlines."""
-        self.log: list[Any] | None = None
-        """All its events, if a caller has kept them for the report of the run."""
-        self.asked: dict[str, list[Any]] = {}
-        """The schemas that a signal has had in any segment, by its name."""
-        self.sent: Mapping[str, SignalAnswer | None] = {}
-        """What a journal has received for it by name; ``None`` for a deadline that has expired."""
-        self.must_stop = False
-        """Whether a journal was asked to cancel it."""
-        self.limited_from_ms = 0.0
-        """From when on its deadline counts: when it began, or began anew, and as much later as
-        nothing ran while it waited."""
-        self.pool_pauses: dict[str, events.PoolPaused] = {}
-        """The latest pause of each pool, by its name."""
+        self.signals = AskedSignals()
         self.pauses: list[tuple[int, events.PoolPaused]] = []
-        """All pauses, each with the segment in which it was reported."""
+        """The pauses of pools, each with the segment in which it was reported."""
         self._without_items = without_items
-        self.checkpoints: dict[Key, Payload] = {}
-        """The checkpoints of steps and items, if a journal has read them; no event has any."""
-        self.calls: dict[Key, set[str]] = {}
-        """The names of the calls of which a journal has what they returned, likewise."""
-        self._is_whole = False
-        """Whether it began with the first event, so that no attempt is unknown."""
-        self._reasons: Mapping[str, str] = {}
-        self._earlier: dict[str, StepView] = {}
-        """Each step as the latest segment before this one left it that had the step."""
-        self._settled: dict[Key, StepView] = {}
-        """What earlier segments settled, as far as it holds."""
-        self._pending: dict[Key, StepView] = {}
-        """What earlier segments began, as far as it continues."""
-        self._reused_items: dict[str, dict[int, StepView]] = {}
-        """The items that a rerun reuses, by step, until the event of the step itself."""
         for event in history:
             self.apply(event)
 
@@ -201,7 +172,7 @@ class StoredRun:
         if rule is None:
             return
         if event.at_ms > self.at_ms:
-            if self.waits and not self.counts[StepStatus.RUNNING]:
+            if self.signals.waits and not self.counts[StepStatus.RUNNING]:
                 self.limited_from_ms += event.at_ms - self.at_ms
             self.at_ms = event.at_ms
         rule(self, event)
@@ -209,58 +180,47 @@ class StoredRun:
     # The run.
 
     def _on_run_started(self, event: events.RunStarted) -> None:
-        self.started, self._is_whole = event, True
+        self.started = event
         vars(self).update(run_facts(event))
         self.key = event.key
         self._begin(event, 0.0)
-        self._explain(event.rerun_reasons)
 
     def _on_run_resumed(self, event: events.RunResumed) -> None:
-        self._settled, self._pending = self.settled(), self._all_pending()
-        for key, step in self._pending.items():
+        carryover = self.carryover
+        carryover.end_segment()
+        for key, step in carryover.pending.items():
             self._crash(key, step)
-        self._forget(event)
+        for name in carryover.forget(event) & self.signals.waits.keys():
+            del self.signals.waits[name]
         self._end_segment()
-        self.missing_steps = event.missing_steps
         self._begin(event, event.at_ms)
-        self._explain(event.rerun_reasons)
         for name in event.missing_steps:
             step = self.steps[name]
             step.reason, step.by_condition = events.NOT_IN_PIPELINE, True
             self._move(step, StepStatus.SKIPPED)
-        for name, item in self._pending:
+        for name, item in carryover.pending:
             if item is None and name in self.steps:
-                self._continue((name, None), self.steps[name])
+                carryover.continue_from((name, None), self.steps[name])
                 self._move(self.steps[name], StepStatus.RUNNING)
 
     def _begin(self, event: events.RunStarted | events.RunResumed, at_ms: float) -> None:
         self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
         self.segments.append(Segment(at_ms, event.wall_time, process=event.process))
-        self.signals, self.signal_deadlines = event.signals, event.signal_deadlines
-        for name, schema in event.signals.items():
-            known = self.asked.setdefault(name, [])
-            if schema not in known:
-                known.append(schema)
+        self.signals.ask(event)
+        self.carryover.begin(event)
         if self.status is not RunStatus.WAITING:
             self.limited_from_ms = at_ms
         self.status, self.stop_reason, self.cause = RunStatus.RUNNING, None, None
         self.was_interrupted = self.was_stopping = False
-        self._reasons = {}
-        self.dependencies.update(event.dependencies)
-        self.fingerprints.update(event.fingerprints)
-        self.map_over.update(event.map_over)
         for name, value in event.inputs.items():
             if _is_redacted(value):
                 self.secret_inputs.add(name)
                 self.inputs.setdefault(name, value)
             else:
                 self.inputs[name] = value
-        steps = {**event.dependencies, **self.missing_steps}
+        steps = {**event.dependencies, **self.carryover.missing}
         self._lay_out(steps, event.max_retries, event.secret)
-
-    def _explain(self, reasons: Mapping[str, str]) -> None:
-        self._reasons = reasons
-        for name, why in reasons.items():
+        for name, why in event.rerun_reasons.items():
             if name in self.steps:
                 self.steps[name].rerun_reason = why
 
@@ -289,10 +249,11 @@ class StoredRun:
             )
             step.attempts, step.active = [], []  # filling them when they are read takes longer
             # A mapped step without an attempt has no history, unless its items are just unread.
-            earlier = self._earlier.get(name)
-            if earlier and (earlier.attempt_count or self._without_items):
-                step.carry(earlier)
-        self.steps, self.tiers = steps, tiers
+            former = self.carryover.former(name)
+            if former and (former.attempt_count or self._without_items):
+                step.carry(former)
+        self.steps = self.carryover.steps = steps
+        self.tiers = tiers
         self.counts = Counter({StepStatus.PENDING: len(steps)})
 
     def _on_run_stops(self, event: events.RunInterrupted | events.RunTimedOut) -> None:
@@ -303,7 +264,6 @@ class StoredRun:
         self.was_interrupted = self.was_stopping = True
 
     def _on_pool_paused(self, event: events.PoolPaused) -> None:
-        self.pool_pauses[event.pool] = event
         self.pauses.append((len(self.segments), event))
 
     def _on_run_finished(self, event: events.RunFinished) -> None:
@@ -311,11 +271,11 @@ class StoredRun:
         self.segments[-1] = self.segments[-1]._replace(ended_ms=event.at_ms)
         self.stop_reason = event.stop_reason or self.stop_reason
         if event.status is RunStatus.WAITING:
-            self.was_enqueued = self.was_enqueued or not self.waits
-        elif event.status is RunStatus.INTERRUPTED and any(map(self.counts.get, _UNSETTLED)):
+            self.was_enqueued = self.was_enqueued or not self.signals.waits
+        elif event.status is RunStatus.INTERRUPTED and any(map(self.counts.get, UNSETTLED)):
             self._stop_steps(event)
         if event.status is RunStatus.PASSED:
-            self.passed_steps = frozenset(self.steps.keys() - self.missing_steps.keys())
+            self.carryover.note_pass()
 
     def _stop_steps(self, event: events.RunFinished) -> None:
         """End the steps of a run that a journal has ended, as another one replaced it.
@@ -323,7 +283,7 @@ class StoredRun:
         No process ran it, so no event says how each of them ended.
         """
         at_ms, reason = event.at_ms, event.stop_reason or ""
-        for key, step in [*self._all()][::-1]:  # items before their step
+        for key, step in [*self.carryover.all()][::-1]:  # items before their step
             name, item = key
             if step.status is StepStatus.PENDING:
                 self._on_step_skipped(events.StepSkipped(name, at_ms, reason, item=item))
@@ -396,10 +356,8 @@ class StoredRun:
         return begin.wall_time + (at_ms - begin.at_ms) / 1000
 
     def _on_step_waiting(self, event: events.StepWaiting) -> None:
-        step, before = self.steps[event.step], self.waits.get(event.step)
-        if before is not None and before.since == event.since:  # it began earlier
-            event = replace(event, at_ms=before.at_ms)
-        self.waits[event.step], step.wait = event, SignalWait(event.at_ms)
+        step, event = self.steps[event.step], self.signals.wait(event)
+        step.wait = SignalWait(event.at_ms)
         step.waiting_since, step.waiting_until = event.since, event.until
         step.description, step.otherwise = event.description, event.otherwise
         step.refused = event.refused
@@ -441,42 +399,13 @@ class StoredRun:
 
     def _on_step_reused(self, event: events.StepReused) -> None:
         step = self._step(event)
-        before = self._settled.get((event.step, event.item))
-        if before is not None and step.status in _UNSETTLED:  # else a later start has found it
-            _restore(step, before)
+        if step.status in UNSETTLED:  # else a later start has found it
+            self.carryover.restore((event.step, event.item), step)
         if event.item is None:
             step.keep_outputs(event.keeps_outputs)
         step.reused, step.rerun_reason = True, None
         self._note_stop(step, event.status)
         self._move(step, event.status, event)
-
-    def _on_result_reused(self, event: events.ResultReused) -> None:
-        step, item = self.steps[event.step], event.item
-        reused = self._settled[event.step, item] = StepView(
-            step.name if item is None else f"{step.name}[{item}]",
-            step.depends_on,
-            step.tier,
-            step.max_retries,
-            event.secret or step.secret,
-            StepStatus.SUCCESS,
-            output=event.output,
-            origin=event.origin,
-            origin_attempts=event.attempts,
-            origin_ms=event.duration_ms,
-            error=event.error,
-            item=item,
-            keeps_outputs=event.keeps_outputs,
-        )
-        if event.items is not None:
-            items = reused.items = self._reused_items.pop(event.step, {})
-            reused.item_count = event.items
-            reused.tally = Counter(each.status for each in items.values())
-            if event.keeps_outputs:
-                reused.output = [items[number].output for number in sorted(items)]
-        if reused.secret:
-            reused.output = REDACTED_OUTPUT
-        if item is not None:
-            self._reused_items.setdefault(event.step, {})[item] = reused
 
     def _on_thread_abandoned(self, event: events.ThreadAbandoned) -> None:
         attempt = self._step(event).latest
@@ -513,7 +442,7 @@ class StoredRun:
             before = step.former_items.pop(event.item, None)
             if before is not None:
                 item.carry(before)
-            self._continue((event.step, event.item), item)
+            self.carryover.continue_from((event.step, event.item), item)
         return item
 
     def _close(
@@ -531,7 +460,10 @@ class StoredRun:
             self.steps[event.step].extend_active(event.at_ms)
             return None
         attempt = step.latest
-        number = attempt.number if attempt is not None else 0 if self._is_whole else event.attempt
+        if attempt is not None:
+            number = attempt.number
+        else:  # unless the replay began with the first event, there may be one
+            number = 0 if hasattr(self, "started") else event.attempt
         if event.attempt not in (0, number):
             raise IllegalEventError(event, f"the latest attempt is {number}")
         if attempt is None or attempt.ended_ms is not None:
@@ -570,7 +502,7 @@ class StoredRun:
             wait = SignalWait(step.wait.started_ms, event.at_ms, max(lasted_ms, 0.0))
             step.wait, step.waiting_since, step.waiting_until = wait, None, None
             if status is not StepStatus.SKIPPED:  # else it waits on if the run is resumed
-                self.waits.pop(step.name, None)
+                self.signals.waits.pop(step.name, None)
         if step.is_brief_now:
             step.ended_ms = event.at_ms
         if self._without_items and step.active:
@@ -602,218 +534,16 @@ class StoredRun:
         counts[status] += 1
         step.status = status
 
-    # From one segment to the next.
-
-    def _all(self) -> Iterator[tuple[Key, StepView]]:
-        for name, step in self.steps.items():
-            yield (name, None), step
-            for number, item in (step.items or {}).items():
-                yield (name, number), item
-
-    def _all_pending(self) -> dict[Key, StepView]:
-        """Return the steps and items that have begun and not ended."""
-        pending = dict(self._pending)
-        for key, step in self._all():
-            if step.status not in _UNSETTLED:
-                pending.pop(key, None)
-            elif step.latest is not None:
-                pending[key] = step
-        return pending
-
     def _crash(self, key: Key, step: StepView) -> None:
         attempt = step.attempts[-1]
         if attempt.ended_ms is None:
-            self._end_attempt(key, step, attempt, "crashed", _crash_of(step), self.at_ms)
+            self._end_attempt(key, step, attempt, "crashed", crash_of(step), self.at_ms)
 
     def _end_segment(self) -> None:
         if self.segments:
             self.segments[-1] = self.segments[-1]._replace(ended_ms=self.at_ms)
-        for _, step in self._all():
+        for _, step in self.carryover.all():
             step.end_active(self.at_ms)
-        self._earlier.update(self.steps)
-
-    def _forget(self, event: events.RunResumed) -> None:
-        """Forget what does not hold any more now that the run resumes."""
-        edges = self.dependencies.items()
-        outdated = with_dependents(event.outdated, edges)
-        # Dependents of a step that begins anew may be steps that the pipeline leaves out now.
-        outdated |= with_dependents(event.unfinished, edges) - event.unfinished.keys()
-        for key in list(self._settled):
-            step = self._settled[key]
-            if key[0] in self.passed_steps:
-                continue  # its result is final
-            begins_anew = event.afresh or (key[1] is None and key[0] in event.unfinished)
-            # What a condition skipped asks it again, and tells until then what dependents lacked.
-            if key[0] in outdated or (
-                begins_anew and blocks_dependents(step.status, step.by_condition)
-            ):
-                del self._settled[key]
-        given_up = outdated | event.missing_steps.keys()
-        for key in list(self._pending):
-            if event.afresh or key[0] in given_up:
-                del self._pending[key]
-        for name in given_up & self.waits.keys():
-            del self.waits[name]
-
-    def _continue(self, key: Key, step: StepView) -> None:
-        """Let a step or an item continue with the attempts of earlier segments, if it had any."""
-        before = self._pending.get(key)
-        if before is not None:
-            step.fresh_from = before.fresh_from
-
-    # What resumption and reports read.
-
-    def has_all(self, steps: Iterable[str]) -> bool:
-        """Whether the latest segment has all these steps."""
-        return all(name in self.steps for name in steps)
-
-    def settled(self) -> dict[Key, StepView]:
-        """Return the steps and items whose results hold; none that was cancelled."""
-        settled = dict(self._settled)
-        for key, step in self._all():
-            settled_one = self._result_of(step, settled.get(key))
-            if settled_one is not None:
-                settled[key] = settled_one
-        return settled
-
-    def settled_step(self, name: str) -> StepView | None:
-        """Return what `settled` has of a step, without looking at any item."""
-        before = self._settled.get((name, None))
-        return self._result_of(self.steps[name], before) if name in self.steps else before
-
-    def _result_of(self, step: StepView, before: StepView | None) -> StepView | None:
-        """Return the result that holds: that of the latest segment, or the one before."""
-        if step.item is None and step.name in self.missing_steps:
-            return before  # a version that has it runs it after all
-        is_restored = step.reused and before is not None
-        if is_restored or step.status in (*_UNSETTLED, StepStatus.CANCELLED):
-            return before
-        if step.status is StepStatus.SUCCESS or before is None or not _has_succeeded(before):
-            return step
-        return before
-
-    def missing_from(self, known: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """Return the steps that the run would still run and that are not among those known.
-
-        Each comes with the steps that it depends on. Those that its latest segment has skipped for
-        that are among them.
-        """
-        return {
-            name: step.depends_on
-            for name, step in self.steps.items()
-            if name not in known
-            and (
-                name in self.missing_steps
-                or (end := self.settled_step(name)) is None
-                or blocks_dependents(end.status, end.by_condition)
-            )
-        }
-
-    def pending_attempts(self) -> dict[Key, PendingAttempts]:
-        """Return what has begun and not ended, as it is if the segment ends now."""
-        return {key: self._attempts_left(key, step) for key, step in self._all_pending().items()}
-
-    def _attempts_left(self, key: Key, step: StepView) -> PendingAttempts:
-        series = step.attempts[step.fresh_from :]
-        latest = series[-1]
-        unfinished = [each for each in series if each.end == "crashed"]
-        if latest.ended_ms is None:
-            latest = replace(latest, ended_ms=self.at_ms, end="crashed", error=_crash_of(step))
-            if not latest.began:
-                latest.begin(self.at_ms)
-            unfinished.append(latest)
-        start = events.AttemptStarted(
-            *(key[0], latest.number, latest.started_ms, latest.queued_ms, key[1], latest.engine)
-        )
-        crashes = sum(each.began for each in unfinished)
-        failures = [
-            each.error for each in series if each.error is not None and each.end != "crashed"
-        ]
-        failure = failures[-1] if failures else None
-        return PendingAttempts(start, latest.error, len(unfinished), crashes, failure)
-
-    def unfinished(self) -> dict[str, str]:
-        """Return the steps that have begun and not succeeded, each with what became of it."""
-        reasons = dict(self._reasons)
-        begun = [name for name, step in self.steps.items() if step.items is not None]
-        begun += [name for name, _ in self._all_pending()]
-        reasons.update(dict.fromkeys(begun, "it had not finished"))
-        for name, step in self.steps.items():
-            if step.status in _ENDS_OF_UNFINISHED:
-                reasons[name] = _ENDS_OF_UNFINISHED[step.status]
-        return {name: why for name, why in reasons.items() if not self._has_result(name)}
-
-    def _has_result(self, name: str) -> bool:
-        end = self.settled_step(name)
-        return end is not None and _has_succeeded(end)
-
-    def drop_outputs(self, steps: Iterable[str]) -> None:
-        """Forget what these steps, and items of theirs, have returned."""
-        names = frozenset(steps)
-        known = [each for (name, _), each in self._settled.items() if name in names]
-        for views in (self._earlier, self.steps):
-            known += [views[name] for name in names if name in views]
-        for step in known:
-            step.drop_outputs()
-
-    def report(
-        self,
-        decode: _Decode,
-        decode_input: _Decode | None = None,
-        *,
-        ran_nothing: bool = False,
-    ) -> RunReport:
-        """Return the report of the run, even if it has not ended.
-
-        ``decode`` makes a value of the payload of an output, and receives the step's name.
-        ``decode_input`` does the same for an input; by default it is ``decode``. With
-        ``ran_nothing``, it is for a start that has run nothing: what has ended is reused.
-        """
-        decode_input, decode = decode_input or decode, OutputReader(decode)
-        inputs = {
-            name: REDACTED_OUTPUT if name in self.secret_inputs else decode_input(name, value)
-            for name, value in self.inputs.items()
-        }
-        results = [
-            _show_outputs(step.to_result(self.at_ms), partial(decode, name))
-            for name, step in self.steps.items()
-        ]
-        if ran_nothing:
-            results = [
-                each if each.status in _UNSETTLED else replace(each, reused=True, rerun_reason=None)
-                for each in results
-            ]
-        slim = {name for name, step in self.steps.items() if not step.keeps_outputs}
-        give_all({each.step_name: each for each in results}, self.map_over, inputs, slim)
-        report = RunReport(
-            self.run_id,
-            results,
-            total_duration_ms=self.at_ms,
-            wall_time=self.started.wall_time,
-            stop_reason=self.stop_reason if self.has_ended else None,
-            pipeline=self.pipeline,
-            inputs=inputs,
-            status=RunStatus.ORPHANED if self.is_orphaned else self.status,
-            segments=self.segments,
-            **run_facts(self),
-        )
-        if self.log is None:
-            return report
-        log = log_of(self.log, decode, inputs, self.secret_steps(), slim)
-        if ran_nothing:  # it has only found what is there
-            log += [
-                events.StepReused(
-                    *(each.step_name, self.at_ms, None, each.status, each.origin),
-                    keeps_outputs=each.step_name not in slim,
-                )
-                for each in results
-                if each.reused
-            ]
-        return with_events(report, log)
-
-    def secret_steps(self) -> set[str]:
-        """Return the steps of its latest segment whose outputs must not be shown."""
-        return {name for name, step in self.steps.items() if step.secret}
 
 
 _RULES: dict[type, Callable[[StoredRun, Any], None]] = {
@@ -834,89 +564,12 @@ _RULES: dict[type, Callable[[StoredRun, Any], None]] = {
     events.StepCancelled: StoredRun._on_step_cancelled,
     events.StepSkipped: StoredRun._on_step_skipped,
     events.StepReused: StoredRun._on_step_reused,
-    events.ResultReused: StoredRun._on_result_reused,
+    events.ResultReused: lambda run, event: run.carryover.reuse(event),
     events.ThreadAbandoned: StoredRun._on_thread_abandoned,
     events.LoopBlocked: StoredRun._on_loop_blocked,
     events.PoolPaused: StoredRun._on_pool_paused,
 }
-_ENDS_OF_UNFINISHED = {
-    StepStatus.FAILED: "it had failed",
-    StepStatus.CANCELLED: "it was cancelled",
-}
-
-
-def _restore(step: StepView, before: StepView) -> None:
-    """Give a step or an item the result that an earlier segment settled."""
-    step.fresh_from, step.ended_ms = before.fresh_from, before.ended_ms
-    if step.started_ms is None:  # it was mapped, and had no items
-        step.started_ms, step.active = before.started_ms, [*before.active]
-    step.output, step.error = before.output, before.error
-    step.reason, step.by_condition = before.reason, before.by_condition
-    step.item_count, step.tally = before.item_count, before.tally
-    step.answer, step.description = before.answer, before.description
-    step.origin, step.origin_ms = before.origin, before.origin_ms
-    step.origin_attempts, step.keeps_outputs = before.origin_attempts, before.keeps_outputs
-    step.wait = before.wait
-    if before.items is not None:
-        step.items = {n: _restored_item(step, n, item) for n, item in before.items.items()}
-    step.secret = step.secret or before.secret
-
-
-def _restored_item(step: StepView, number: int, before: StepView) -> StepView:
-    """Return an item of a restored step, with all attempts that it has had."""
-    latest = step.former_items.pop(number, before)
-    if latest is before and not step.secret:
-        return before
-    item = replace(before, secret=before.secret or step.secret)
-    item.carry(latest)
-    item.fresh_from = before.fresh_from
-    return item
 
 
 def _is_redacted(value: object) -> bool:
     return type(value) is Payload and value == REDACTED  # a user's value may refuse to be compared
-
-
-def _has_succeeded(step: StepView) -> bool:
-    return step.status is StepStatus.SUCCESS
-
-
-def _crash_of(step: StepView) -> StepCrashedError:
-    series = step.attempts[step.fresh_from :]
-    crashes = sum(attempt.end == "crashed" for attempt in series) + 1
-    return StepCrashedError(step.name, step.attempts[-1].number, crashes)
-
-
-def decode_outputs(step: StepView, decode: Callable[[Payload], Any]) -> None:
-    """Replace the payloads of the outputs of a step, or of an item, by what they stand for."""
-    if step.items is None:
-        step.output = _decoded(step.output, decode)
-        return
-    for item in step.items.values():
-        decode_outputs(item, decode)
-    if isinstance(step.output, list):
-        step.output = outputs_of(step.items[number] for number in sorted(step.items))
-
-
-def _show_outputs(result: StepResult, decode: Callable[[Payload], Any]) -> StepResult:
-    """Put its outputs in place of their payloads in a result that was just made, and return it.
-
-    Secret ones stay hidden.
-    """
-    output = result.output
-    if result.items is not None:
-        for item in result.items:
-            _show_outputs(item, decode)
-        output = output and outputs_of(result.items)
-    elif result.secret:
-        output = REDACTED_OUTPUT
-    else:
-        output = _decoded(output, decode)
-    result.output = output  # type: ignore[misc]
-    return result
-
-
-def _decoded(output: Any, decode: Callable[[Payload], Any]) -> Any:
-    if not isinstance(output, Payload):
-        return output
-    return RemoteOutput.from_payload(output) if is_remote(output) else decode(output)

@@ -95,6 +95,9 @@ def why_cancelled(reason: str, cause: InterruptionCause = "cancelled") -> Interr
 ENDED = (RunStatus.PASSED, RunStatus.FAILED, RunStatus.INTERRUPTED)
 """The statuses of runs that have ended."""
 
+UNSETTLED = (StepStatus.PENDING, StepStatus.RUNNING)
+"""The statuses of steps that have not ended."""
+
 
 class Payload(NamedTuple):
     """A value as a journal stores it: in bytes, with the codec that decodes them."""

@@ -31,8 +31,9 @@ from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import PayloadError
+from asyncflow._core.history.carryover import PendingAttempts
 from asyncflow._core.history.remote_output import is_remote
-from asyncflow._core.history.replay import PendingAttempts, StoredRun, decode_outputs
+from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.results import (
     REDACTED,
     REDACTED_OUTPUT,
@@ -42,6 +43,7 @@ from asyncflow._core.history.results import (
     blocks_dependents,
 )
 from asyncflow._core.history.step_view import StepView
+from asyncflow._core.history.stored_report import decode_outputs
 from asyncflow._core.pipeline.fingerprint import difference, fingerprints_of
 from asyncflow._core.pipeline.graph import ITEM, Bindings, Plan, with_dependents
 from asyncflow._core.pipeline.step import WorkflowStep, tolerates
@@ -77,7 +79,7 @@ class Snapshot:
         """The steps that continue: they, or items of theirs, had started."""
         items = {name for name, item in self.restored if item is not None}
         return frozenset(
-            items.union(self.replay.waits, (name for name, _ in self.pending_attempts))
+            items.union(self.replay.signals.waits, (name for name, _ in self.pending_attempts))
         )
 
     def stored_end(
@@ -116,12 +118,13 @@ def resume(
     ``decode`` makes a value of the payload of a step's output, or raises `PayloadError`, as this
     does then. Return the event that begins the new segment, and the snapshot that it starts from.
     """
-    known = _of_plan(run.settled(), plan)
+    carryover = run.carryover
+    known = _of_plan(carryover.settled(), plan)
     has_failed = _has_failed(run, plan, known)
     afresh = run.has_ended or run.was_stopping or (fail_fast and has_failed)
     why_new = {name: f"the run did not have the input {name!r} before" for name in new_inputs}
     reasons = _of_takers(plan, bindings, why_new)
-    found = _judge(run, plan, known, reasons, (), bindings, afresh=afresh, final=run.passed_steps)
+    found = _judge(run, plan, known, reasons, (), bindings, afresh=afresh, final=carryover.final)
     del known  # it may be large, and the next one has as much
     event = RunResumed(
         run.started.run_id,
@@ -141,10 +144,11 @@ def resume(
         attributes=run.attributes,
     )
     run.apply(event)
-    run.sent = {name: each for name, each in run.sent.items() if name not in event.outdated}
+    sent = run.signals.sent.items()
+    run.signals.sent = {name: each for name, each in sent if name not in event.outdated}
     restored = {
         key: step
-        for key, step in _of_plan(run.settled(), plan).items()
+        for key, step in _of_plan(carryover.settled(), plan).items()
         if _is_restored(key, found, plan)
         and not (key[1] is not None and step.status is StepStatus.SKIPPED)
     }
@@ -152,7 +156,8 @@ def resume(
         if item is None:
             step.keep_outputs(plan.steps[plan.index[name]].keep_outputs)
     _decode(restored, decode)
-    started, pending_attempts = run.started, _of_plan(run.pending_attempts(), plan)
+    started = run.started
+    pending_attempts = _of_plan(carryover.pending_attempts(run.at_ms), plan)
     snapshot = Snapshot(
         started.run_id,
         started.wall_time,
@@ -204,7 +209,7 @@ def rerun(
     ``other_inputs`` are those whose value is another one now, each with why steps that take it run
     again. The rest is as for `resume`.
     """
-    known = _of_plan(origin.settled(), plan)
+    known = _of_plan(origin.carryover.settled(), plan)
     reasons = _of_takers(plan, bindings, other_inputs)
     reasons |= dict.fromkeys(from_steps, "the rerun starts from it")
     # Unlike a resumption, a rerun does not have what was stored before its step became secret.
@@ -227,7 +232,7 @@ def rerun(
     run = StoredRun(
         chain([event], (_reused_result(key, known[key], run_id, at_ms, plan) for key in keys))
     )
-    settled = run.settled()
+    settled = run.carryover.settled()
     _decode(settled, decode)
 
     def reused() -> Iterator[tuple[ResultReused, ResultReused]]:
@@ -323,7 +328,8 @@ def _judge(
         runs_failed_items=runs_failed_items,
     )
     with_items = {name for name, item in known if item is not None}
-    unfinished = {n: why for n, why in by_item.items() if n in with_items} | run.unfinished()
+    unfinished = {n: why for n, why in by_item.items() if n in with_items}
+    unfinished |= run.carryover.unfinished()
     not_stored = _not_stored(known, outdated, secret)
     with_results = _with_results(known, afresh=afresh)
     begun = unfinished.keys() | with_results
@@ -338,7 +344,7 @@ def _judge(
         if afresh and known[name, None].status is StepStatus.SKIPPED
     }
     restored = {name: None for name in valid if name not in asked_again}
-    asked = run.waits.keys() - outdated.keys()  # what was to be known for that was known
+    asked = run.signals.waits.keys() - outdated.keys()  # what was to be known for that was known
     recalled = _recalled(plan, restored, not_stored, bindings, asked)
     void = _void_answers(plan, recalled) - reasons.keys()
     if void:
@@ -429,18 +435,18 @@ def _verdicts(
     valid: dict[str, None] = {}
     by_item: dict[str, str] = {}
     outdated: dict[str, str] = {}
-    shape, fingerprints = plan.depends_on, fingerprints_of(plan)
+    shape, fingerprints, before = plan.depends_on, fingerprints_of(plan), run.carryover
     for name, needed in shape.items():
-        if name not in run.fingerprints:
+        if name not in before.fingerprints:
             continue  # a new step
         if name in final and (name, None) in known:
             valid[name] = None
             continue
-        why = reasons.get(name) or difference(run.fingerprints[name], fingerprints[name])
+        why = reasons.get(name) or difference(before.fingerprints[name], fingerprints[name])
         step, index = known.get((name, None)), plan.index[name]
-        if why is None and set(needed) != set(run.dependencies[name]):
+        if why is None and set(needed) != set(before.dependencies[name]):
             why = f"it depends on {_listed(needed)}, and depended on " + _listed(
-                run.dependencies[name]
+                before.dependencies[name]
             )
         again = [other for other in needed if other not in valid]
         ended = [known[other, None] for other in needed if other in valid]

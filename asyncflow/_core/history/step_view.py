@@ -12,6 +12,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.history.results import (
+    UNSETTLED,
     Attempt,
     AttemptEnd,
     SignalWait,
@@ -482,7 +483,7 @@ class StepView:
         time = self.active[-1]
         time.started_ms = min(time.started_ms, started_ms)
         time.latest_ms = max(time.latest_ms, latest_ms)
-        if time.ended_ms is None and self.status not in (StepStatus.PENDING, StepStatus.RUNNING):
+        if time.ended_ms is None and self.status not in UNSETTLED:
             time.ended_ms = self.ended_ms
 
     def end_active(self, at_ms: float) -> None:

@@ -27,7 +27,7 @@ from asyncflow.events import (
 )
 
 if TYPE_CHECKING:
-    from asyncflow._core.history.replay import PendingAttempts
+    from asyncflow._core.history.carryover import PendingAttempts
     from asyncflow._core.history.step_view import StepView
 
 

@@ -262,7 +262,7 @@ def _steps_of(
         if contradiction(row.run_id, row, events, count):
             return None
         run = StoredRun(events)
-        run.is_orphaned = record_of(row).status is RunStatus.ORPHANED
+        run.journal.is_orphaned = record_of(row).status is RunStatus.ORPHANED
         return step_runs(run)
     # Only our decoding and our replay are in here, as in `RunReader._replay`.
     except Exception:

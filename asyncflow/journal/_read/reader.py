@@ -24,6 +24,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.report import RunReport
 from asyncflow._core.history.results import Payload, RunStatus, StepStatus
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._core.text import describe_fully, did_you_mean
 from asyncflow.events import (
     Event,
@@ -71,7 +72,7 @@ class RunReader:
 
         def read() -> StoredRun:
             run = self._replay_with_log(run_id, last) or StoredRun()
-            run.checkpoints, run.calls = self._store.saved(run_id)
+            run.journal.checkpoints, run.journal.calls = self._store.saved(run_id)
             return run
 
         return self._store.together(read)
@@ -134,8 +135,8 @@ class RunReader:
                 raise RunUnreadableError(self._name, run_id, problem, position) from cause
             finally:
                 del failure, cause  # its traceback refers to this frame, and so to the replay
-        if run.signals or last is not None:  # its owner asks only for what comes later
-            run.sent = self._signals.read(run_id)
+        if run.signals.schemas or last is not None:  # its owner asks only for what comes later
+            run.signals.sent = self._signals.read(run_id)
         return run if count else None
 
     def _check_last(self, run_id: str, seen: int, last: int) -> None:
@@ -197,11 +198,13 @@ class RunReader:
         run = (self._replay_with_log if with_log else self._replay)(run_id)
         if run is None:
             raise self._lists.unknown(run_id)
-        run.is_orphaned = run.is_running and self._lists.record(run_id).status is RunStatus.ORPHANED
+        if run.is_running:
+            status = self._lists.record(run_id).status
+            run.journal.is_orphaned = status is RunStatus.ORPHANED
         return run
 
     def _report_of(self, run_id: str, run: StoredRun) -> RunReport:
-        return run.report(partial(self._shown, run_id, None))
+        return report_from(run, partial(self._shown, run_id, None))
 
     def comparison(self, run_id: str, baseline: str) -> RunComparison:
         """Return how a run differs from a baseline."""
@@ -209,14 +212,14 @@ class RunReader:
         for each in (run_id, baseline):  # one replay at a time
             run = self.run(each)
             reports.append(self._report_of(each, run))
-            fingerprints.append(run.fingerprints)
+            fingerprints.append(run.carryover.fingerprints)
             del run
         return compare(*reports, fingerprints=(fingerprints[0], fingerprints[1]))
 
     def schema(self, run_id: str, name: str) -> Mapping[str, Any]:
         """Return the schema of a signal; raise `ValueError` if the run has none of this name."""
         run, _ = self._run_with(run_id, name)
-        schema: Mapping[str, Any] = run.signals[name]
+        schema: Mapping[str, Any] = run.signals.schemas[name]
         return schema
 
     def _run_with(self, run_id: str, signal: str) -> tuple[StoredRun, int | None]:
@@ -241,9 +244,10 @@ class RunReader:
             except Exception as error:  # as in `_replay`: a damaged row can make it raise anything
                 problem = describe_fully(error)
                 raise RunUnreadableError(self._name, run_id, problem, row[1]) from error
-        if signal not in run.signals:
-            names = ", ".join(map(repr, run.signals))
-            hint = did_you_mean(signal, run.signals) or (names and f"; its signals are {names}")
+        known = run.signals.schemas
+        if signal not in known:
+            names = ", ".join(map(repr, known))
+            hint = did_you_mean(signal, known) or (names and f"; its signals are {names}")
             raise ValueError(f"run {run_id!r} waits for no signal {signal!r}{hint}")
         return run, checksum
 
@@ -257,8 +261,8 @@ class RunReader:
         """
         run, checksum = self._run_with(run_id, name)
         sent = SentSignal(run_id, name, payload, checksum, sent_by, note)
-        check_payload(name, payload, run.signals[name])
-        step = run.settled().get((name, None))
+        check_payload(name, payload, run.signals.schemas[name])
+        step = run.carryover.settled().get((name, None))
         if step is None:
             return sent
         received = self._signals.read(run_id)
@@ -271,7 +275,7 @@ class RunReader:
             )
         if step.status is not StepStatus.SUCCESS:
             return sent
-        output = self.run(run_id).settled()[name, None].output
+        output = self.run(run_id).carryover.settled()[name, None].output
         if isinstance(output, Payload) and is_same(output, payload):
             return None
         raise ValueError(why_second(run_id, name, EXPIRED if name in received else SENT))

@@ -16,6 +16,7 @@ from strategies import Edges, graphs
 
 from asyncflow import RunReport, RunStatus, StepResult, StepStatus, WorkflowStep, run_pipeline
 from asyncflow._core.analysis.critical_path import StepTime, critical_path
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._views.run_view import RunView, view_of
 from asyncflow.events import (
     AttemptStarted,
@@ -113,7 +114,7 @@ def test_impossible_dependencies_do_not_break_it() -> None:
 
 def test_a_step_that_was_resumed_ended_with_its_last_attempt() -> None:
     view = RunView(RESUMED)
-    report = view.report(lambda _, output: output)
+    report = report_from(view, lambda _, output: output)
 
     assert report.critical_path == view.critical_path(view.at_ms)
 
@@ -185,7 +186,7 @@ def by_results(report: RunReport) -> RunReport:
 @pytest.mark.parametrize("trip", [lambda report: report, by_json, by_results])
 def test_a_wait_for_a_signal_is_on_it_with_the_time_between_two_processes(trip: Any) -> None:
     view = RunView(ANSWERED)
-    report = trip(view.report(lambda _, output: output))
+    report = trip(report_from(view, lambda _, output: output))
 
     assert view.critical_path(301.0) == report.critical_path == ["draft", "ok", "send"]
     assert view_of(report).critical_path(301.0) == report.critical_path
@@ -203,7 +204,7 @@ def test_a_wait_that_goes_on_is_the_end_of_it_and_one_that_was_cut_short_is_not_
 
     assert waits.steps["ok"].wait == (100.0, None, None)
     assert waits.critical_path(200.0) == ["draft", "ok"]
-    assert waits.report(lambda _, output: output).critical_path == ["draft", "ok"]
+    assert report_from(waits, lambda _, output: output).critical_path == ["draft", "ok"]
     assert skipped.critical_path(300.0) == ["draft", "archive"]
 
 

@@ -12,6 +12,7 @@ from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.history.log import History
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.results import REDACTED, Payload
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._core.pipeline.graph import plan
 from asyncflow._core.running.state import RunState
 from asyncflow.events import (
@@ -89,12 +90,12 @@ class TestReports:
             ]
         )
 
-        result = run.report(decode)["a"]
+        result = report_from(run, decode)["a"]
 
         assert (result.status, result.attempts, result.duration_ms) == (RUNNING, 2, 8.0)
         assert [attempt.error for attempt in result.history] == [BOOM]
         run.apply(success("a", 10.0, 7, attempt=2))
-        result = run.report(decode)["a"]
+        result = report_from(run, decode)["a"]
         assert (result.abandoned, result.loop_blocked_ms) == (True, 150.0)
         assert (result.output, result.attempts, result.started_ms) == (7, 2, 1.0)
         assert result.queued_ms == 0.5
@@ -108,14 +109,14 @@ class TestReports:
                 MapStarted("b", 7.0),
             ]
         )
-        resuming = run.report(decode)["b"]
+        resuming = report_from(run, decode)["b"]
 
         run.apply(StepReused("b", 7.0, item=0))
         run.apply(AttemptStarted("b", 2, 8.0, item=1))
-        running = run.report(decode)["b"]
+        running = report_from(run, decode)["b"]
         run.apply(success("b", 9.0, 20, attempt=2, item=1))
         run.apply(StepSucceeded("b", 0, 9.0, None))
-        ended = run.report(decode)["b"]
+        ended = report_from(run, decode)["b"]
 
         assert (resuming.started_ms, resuming.duration_ms, resuming.items) == (2.0, 3.0, ())
         earlier = [(each.segment, each.item, each.number) for each in resuming.history]
@@ -142,13 +143,13 @@ class TestReports:
             ]
         )
 
-        report = run.report(decode)
+        report = report_from(run, decode)
 
         done, running = report["a"].items
         assert (done.output, done.secret) == (RestoredOutput("redacted"), True)
         assert (running.status, running.secret) == (RUNNING, False)
         assert report.inputs == {"x": RestoredOutput("redacted")}
-        assert run.settled()["a", 0].output == payload_of(10)  # for a resumed run
+        assert run.carryover.settled()["a", 0].output == payload_of(10)  # for a resumed run
         assert run.inputs == {"x": payload_of(1)}
 
     def test_a_decoder_receives_the_name_of_the_step_or_input(self):
@@ -163,8 +164,8 @@ class TestReports:
         )
         run.apply(StepSucceeded("a", 0, 1.0, None))
 
-        run.report(
-            lambda step, payload: steps.append(step), lambda name, payload: inputs.append(name)
+        report_from(
+            run, lambda step, payload: steps.append(step), lambda name, payload: inputs.append(name)
         )
 
         assert steps == ["a"]
@@ -238,27 +239,27 @@ class TestResumes:
                 AttemptStarted("a", 2, 2.0),
             ]
         )
-        pending_attempts = run.pending_attempts()["a", None]
+        pending_attempts = run.carryover.pending_attempts(run.at_ms)["a", None]
         assert pending_attempts.crashes == 1
         assert isinstance(pending_attempts.error, StepCrashedError)
         assert pending_attempts.failure is BOOM
 
         run.apply(resumed(5.0, unfinished={"a": "it had not finished"}))
         run.apply(AttemptStarted("a", 3, 6.0))
-        assert run.pending_attempts()["a", None].crashes == 2
+        assert run.carryover.pending_attempts(run.at_ms)["a", None].crashes == 2
         run.apply(success("a", 7.0, attempt=3))
 
-        result = run.report(decode)["a"]
+        result = report_from(run, decode)["a"]
         assert (result.attempts, len(result.history), result.started_ms) == (3, 3, 0.0)
         assert result.rerun_reason == "it had not finished"
-        assert run.pending_attempts() == {}
-        assert run.settled().keys() == {("a", None)}
+        assert run.carryover.pending_attempts(run.at_ms) == {}
+        assert run.carryover.settled().keys() == {("a", None)}
 
     def test_an_attempt_that_no_worker_had_begun_with_was_only_queued(self):
         run = StoredRun([started(), AttemptStarted("a", 1, 0.0, 0.5, engine="dask")])
         run.apply(AttemptStarted("b", 1, 2.0))
 
-        pending = run.pending_attempts()["a", None]
+        pending = run.carryover.pending_attempts(run.at_ms)["a", None]
 
         assert (pending.unfinished, pending.crashes) == (1, 0)
         assert (pending.latest.at_ms, pending.latest.queued_ms) == (2.0, 2.5)
@@ -276,9 +277,9 @@ class TestResumes:
             ]
         )
 
-        assert run.pending_attempts() == {}
-        assert run.settled().keys() == {("a", None)}
-        assert run.unfinished() == {"b": "it had failed"}
+        assert run.carryover.pending_attempts(run.at_ms) == {}
+        assert run.carryover.settled().keys() == {("a", None)}
+        assert run.carryover.unfinished() == {"b": "it had failed"}
 
     def test_a_stored_success_survives_a_failed_recall(self):
         run = StoredRun(
@@ -292,9 +293,9 @@ class TestResumes:
             ]
         )
 
-        assert run.settled()["a", None].status is SUCCESS
-        assert run.report(decode)["a"].status is FAILED
-        assert "is secret" in run.report(decode)["a"].rerun_reason
+        assert run.carryover.settled()["a", None].status is SUCCESS
+        assert report_from(run, decode)["a"].status is FAILED
+        assert "is secret" in report_from(run, decode)["a"].rerun_reason
 
     def test_a_reused_result_is_marked_as_reused(self):
         run = StoredRun(
@@ -307,7 +308,7 @@ class TestResumes:
             ]
         )
 
-        result = run.report(decode)["a"]
+        result = report_from(run, decode)["a"]
         assert (result.reused, result.output, result.started_ms) == (True, 5, 0.0)
 
     def test_a_reused_mapped_step_keeps_what_its_items_did_in_a_failed_recall(self):
@@ -330,7 +331,7 @@ class TestResumes:
             ]
         )
 
-        result = run.report(decode)["a"]
+        result = report_from(run, decode)["a"]
 
         assert (result.status, result.reused, result.attempts) == (SUCCESS, True, 3)
         assert [(each.status, each.error) for each in result.items] == [(SUCCESS, None)] * 2
@@ -412,8 +413,8 @@ def test_what_steps_say_changes_nothing() -> None:
     one, other = StoredRun(silent), StoredRun(talking)
 
     assert (one.at_ms, one.status) == (other.at_ms, other.status) == (3.0, "PASSED")
-    assert one.report(lambda _, value: value).to_json() == (
-        other.report(lambda _, value: value).to_json()
+    assert report_from(one, lambda _, value: value).to_json() == (
+        report_from(other, lambda _, value: value).to_json()
     )
     state = RunState(plan([WorkflowStep("a", nothing)]))
     for event in talking:
@@ -456,7 +457,7 @@ def test_what_an_orphan_had_begun_is_cancelled_when_a_journal_ends_it() -> None:
         ]
     )
 
-    report = run.report(lambda _, value: value)
+    report = report_from(run, lambda _, value: value)
 
     assert str(report).splitlines()[1:-1] == [
         "[CANCELLED] a (1 attempt(s), 2ms): run 's' has replaced it",

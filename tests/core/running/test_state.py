@@ -415,7 +415,8 @@ def snapshot_of(plan: Plan, *stored: Event, unfinished: Sequence[str] = ()) -> S
     """Return the snapshot of a run in which that has happened, and all of which holds."""
     run = StoredRun([RunStarted("r1", 1_000.0, plan.depends_on), *stored])
     run.apply(resumption(plan, unfinished))
-    return Snapshot("r1", 1_000.0, 5.0, run.settled(), run.pending_attempts(), run)
+    left = run.carryover
+    return Snapshot("r1", 1_000.0, 5.0, left.settled(), left.pending_attempts(run.at_ms), run)
 
 
 def resumption(plan: Plan, unfinished: Sequence[str] = ()) -> RunResumed:

@@ -38,6 +38,7 @@ from asyncflow import (
 from asyncflow._cli import commands
 from asyncflow._core.history.replay import StoredRun
 from asyncflow._core.history.results import REDACTED, Payload, RestoredOutput
+from asyncflow._core.history.stored_report import report_from
 from asyncflow._core.record import replace
 from asyncflow.events import (
     AttemptStarted,
@@ -395,7 +396,7 @@ def _plain(answer: Any) -> Any:
 
 
 def _report_of(run: StoredRun) -> str:
-    return run.report(lambda _, payload: payload).to_json()
+    return report_from(run, lambda _, payload: payload).to_json()
 
 
 async def _resume(journal: SQLiteJournal, run_id: str) -> Any:
