@@ -146,27 +146,25 @@ class Observing(Policy):
         self._observers = observers
         self._notes = notes
 
-    def on_applied(self, event: Event) -> None:
-        self.notify(event)
-
-    def notify(self, event: Any) -> None:
-        """Notify the observers of an event, or of what a step says."""
-        if self._observers:
-            self._call(event, lambda observer: observer)
-
     def enter(self, running: AttemptStarted) -> None:
         """Let the observers act in the context of an attempt."""
-        self._call(running, entry_of)
+        self.notify(running, entry_of)
 
-    def _call(
-        self, event: Any, entry: Callable[[Observer], Callable[[Any], object] | None]
+    def notify(
+        self,
+        event: Any,
+        entry: Callable[[Observer], Callable[[Any], object] | None] | None = None,
     ) -> None:
+        """Notify the observers of an event, or of what a step says.
+
+        ``entry`` returns what of an observer is called instead of itself, if anything is.
+        """
         interruptions = []
         notes = self._notes
         is_nested = notes is not None and notes.notifying(True)
         for observer in self._observers:
             try:
-                call = entry(observer)
+                call = observer if entry is None else entry(observer)
                 if call is not None:
                     call(event)
             except BaseException as error:
@@ -181,6 +179,8 @@ class Observing(Policy):
             reason = f"an observer raised {type(interruptions[0]).__name__}"
             self._run.interrupt(interruptions[0], Interruption("observer", reason))
             del interruptions[0]  # an error keeps this frame
+
+    on_applied = notify  # the hook itself: each event of a run goes through it
 
 
 class AttemptEntries(Policy):
@@ -199,7 +199,7 @@ def _log_failure(event: Event) -> None:
     _log.exception("an observer failed and is not called again, at %s of %s", kind, subject)
 
 
-NOT_THE_TASK.add(Observing._call.__code__)
+NOT_THE_TASK.add(Observing.notify.__code__)
 
 for _public in (Observer, ObserverFactory):
     _public.__module__ = "asyncflow"  # where users know them from
