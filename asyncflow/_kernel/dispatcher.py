@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from asyncflow._core.running.state import RunState
-from asyncflow._kernel.policy import Hooks
+from asyncflow._kernel.policy import NO_HOOKS
 from asyncflow._kernel.run_scope import Host
 from asyncflow.events import Event
 
@@ -22,7 +22,7 @@ class EventDispatcher:
     def __init__(self, state: RunState, host: Host) -> None:
         self._state = state
         self._run = host
-        self.hooks = Hooks()
+        self.hooks = NO_HOOKS
         """Those of the run's policies, from its start to its end."""
         self._announced = 0
         """How many events are about to be applied: a policy may report one before another."""

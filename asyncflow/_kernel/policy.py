@@ -377,6 +377,10 @@ class Hooks:
         """Those of the nodes of a step, by the arguments that it was given."""
 
 
+NO_HOOKS = Hooks()
+"""Those of a run before it has policies, and after its end."""
+
+
 def _bind(hooks: object, policy: Policy, names: Iterable[str]) -> None:
     """Add the hooks of a policy that have these names to those of the policies before it."""
     for name in names:

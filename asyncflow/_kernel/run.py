@@ -28,7 +28,7 @@ from asyncflow._core.tracebacks import let_go
 from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._kernel.dispatcher import EventDispatcher
 from asyncflow._kernel.outcome import by_caller
-from asyncflow._kernel.policy import Causes, Hooks, P, Policy
+from asyncflow._kernel.policy import NO_HOOKS, Causes, Hooks, P, Policy
 from asyncflow._kernel.run_scope import Parts, RunScope
 from asyncflow._kernel.starter import Starter
 from asyncflow._kernel.stop_control import StopControl
@@ -130,7 +130,7 @@ class Run:
         if errors := state.step_runs.errors:
             let_go(errors)
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
-        self._hooks = self._dispatcher.hooks = Hooks()
+        self._hooks = self._dispatcher.hooks = NO_HOOKS
         del self._dispatcher, self._stop_control, self._starter
 
     def _call(self, hooks: tuple[Callable[[], object], ...]) -> None:
