@@ -160,14 +160,15 @@ class Starter:
             self._unchecked = None
         if late := nodes[ended:]:
             self._look_soon(late, len(late))
-        live = self._scope.live
+        live, is_scheduled = self._scope.live, self._state.step_runs.is_scheduled
         # A node may be here twice: as two items of a map that forgets what has succeeded.
         started = dict.fromkeys(nodes[:ended])
-        unstarted = [node for node in started if node in live and live[node].done()]
-        again = list(filter(self._state.step_runs.is_scheduled, unstarted))
-        for node in again:
-            del live[node]
+        again = [
+            node for node in started if node in live and live[node].done() and is_scheduled(node)
+        ]
         if again:
+            for node in again:
+                del live[node]
             self._advance(again)
 
     # What does not start.
