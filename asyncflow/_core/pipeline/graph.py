@@ -209,15 +209,15 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
     if isinstance(steps, WorkflowStep) or not isinstance(steps, Iterable):
         raise TypeError("steps must be a list of WorkflowStep objects; put a single one in a list")
     steps = tuple(steps)
-    index = _index(steps)
-    if any(step.map_over is not None and step.map_over not in index for step in steps):
+    index, given = _index(steps), _given(steps)
+    mapped = given.get("map_over", ())
+    if any(steps[at].map_over not in index for at in mapped):
         steps = tuple(map(partial(_without_its_input, index), steps))
     try:
         # Tuples of integers: the garbage collector looks at them only once.
         dependencies = [tuple([index[name] for name in step.depends_on]) for step in steps]
     except KeyError:
         raise _unknown_dependency(steps, index) from None
-    given = _given(steps)
     cleanups = frozenset(given.get("run_if", ()))
     dependents = Dependents(dependencies)
     after_all = [at for at in cleanups if not dependencies[at]]
@@ -231,7 +231,6 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         left = plan([step for at, step in enumerate(steps) if at in needed])
         return replace(left, targets=frozenset(steps[at].name for at in chosen))
     order = [step for tier in tiers for step in tier]
-    mapped = given.get("map_over", ())
     for at in mapped:
         if not steps[at].keep_outputs:
             _check_not_collected(steps[at], [steps[later] for later in dependents[at]])
